@@ -231,7 +231,7 @@ def _single_label(
     called &= known
     hits = resamples.sums(called & positive)
     actual = resamples.sums(positive)
-    right = (called & positive).any(axis=1)
+    right: BoolArray = np.asarray((called & positive).any(axis=1))
     error = ((p - positive) ** 2).sum(axis=1)
     top = p.max(axis=1)[:, None]
     values = {
