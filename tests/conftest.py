@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from support.requirements import lacking
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -15,7 +16,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real data sets: `UMD_EDGE_DATA`, else `../shared/data` beside the repository."""
+    """The real data sets: `UMD_EDGE_DATA`, else `../shared/data` beside the repository."""
     given = os.environ.get("UMD_EDGE_DATA")
     folder = Path(given) if given else REPOSITORY.parent / "shared" / "data"
     if not (folder / "vqarad" / "train.jsonl").is_file():

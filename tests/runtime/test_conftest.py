@@ -5,6 +5,7 @@ import socket
 
 import numpy as np
 import pytest
+
 from support.requirements import lacking
 
 
