@@ -1,0 +1,94 @@
+"""Classify medical images and answer questions about them on edge devices.
+
+A `Predictor` opens a bundle and answers::
+
+    import umd_edge
+
+    predictor = umd_edge.Predictor.load("model.umd")
+    encoded = predictor.encode("chest.dcm")
+    print(encoded.ask("Which organ is shown?").text)
+
+Importing the package loads numpy and nothing heavier: onnxruntime, tokenizers, Pillow and pydicom
+come with their first use. It is not a medical device.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from ._bundle import Bundle
+from ._encoded import EncodedImage
+from ._image import DicomFacts
+from ._manifest import Manifest
+from ._options import SessionOptions
+from ._predictor import Predictor
+from ._results import (
+    Alternative,
+    Answer,
+    BundleInfo,
+    Classification,
+    Embeddings,
+    Finding,
+    Timing,
+)
+from .errors import (
+    BundleError,
+    BundleIntegrityError,
+    BundleNotFoundError,
+    BundleVersionError,
+    DataError,
+    DicomInputError,
+    ImageInputError,
+    InferenceError,
+    InputError,
+    ManifestError,
+    MissingDependencyError,
+    ProviderError,
+    ProviderUnavailableError,
+    SelfTestError,
+    StructuredInputError,
+    TextInputError,
+    UmdEdgeError,
+    UnknownTaskError,
+    UsageError,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Alternative",
+    "Answer",
+    "Bundle",
+    "BundleError",
+    "BundleInfo",
+    "BundleIntegrityError",
+    "BundleNotFoundError",
+    "BundleVersionError",
+    "Classification",
+    "DataError",
+    "DicomFacts",
+    "DicomInputError",
+    "Embeddings",
+    "EncodedImage",
+    "Finding",
+    "ImageInputError",
+    "InferenceError",
+    "InputError",
+    "Manifest",
+    "ManifestError",
+    "MissingDependencyError",
+    "Predictor",
+    "ProviderError",
+    "ProviderUnavailableError",
+    "SelfTestError",
+    "SessionOptions",
+    "StructuredInputError",
+    "TextInputError",
+    "Timing",
+    "UmdEdgeError",
+    "UnknownTaskError",
+    "UsageError",
+    "__version__",
+]
+
+logging.getLogger("umd_edge").addHandler(logging.NullHandler())

@@ -1,0 +1,100 @@
+"""An image that has been decoded, preprocessed and encoded once, and the calls that reuse it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ._preprocess import preprocess
+from ._results import Answer, Classification, Timing
+
+if TYPE_CHECKING:
+    from ._engine import Engine
+    from ._image import DicomFacts, LoadedImage
+
+__all__ = ["EncodedImage"]
+
+Float32Array = npt.NDArray[np.float32]
+
+
+class EncodedImage:
+    """What the vision encoder made of one image; made by `Predictor.encode`.
+
+    It may be used from many threads at once, and keeps its predictor alive.
+    """
+
+    def __init__(self, engine: Engine, loaded: LoadedImage, decode_ms: float) -> None:
+        self._engine = engine
+        self._loaded: LoadedImage | None = loaded
+        self._dicom = loaded.dicom
+        self._lock = threading.Lock()
+        self._outputs: tuple[Float32Array, Float32Array] | None = None
+        self._timing = Timing(decode_ms=decode_ms, total_ms=decode_ms)
+
+    @property
+    def dicom(self) -> DicomFacts | None:
+        """Facts from the DICOM header; None for other images."""
+        return self._dicom
+
+    @property
+    def timing(self) -> Timing:
+        """Milliseconds spent so far on decoding, preprocessing and the vision graph."""
+        return self._timing
+
+    @property
+    def embedding(self) -> Float32Array:
+        """(D,) float32: the image in the space that images and texts share; read-only."""
+        vector: Float32Array = self.features()[1][0]
+        return vector
+
+    def features(self) -> tuple[Float32Array, Float32Array]:
+        """`image_tokens` (1, N, D) and `image_embedding` (1, D), float32, read-only.
+
+        Computed at the first call; later calls and other threads get the same arrays.
+        """
+        outputs = self._outputs
+        if outputs is not None:
+            return outputs
+        with self._lock:
+            if self._outputs is None:
+                self._outputs = self._encode()
+            return self._outputs
+
+    def _encode(self) -> tuple[Float32Array, Float32Array]:
+        loaded = self._loaded
+        if loaded is None:
+            raise RuntimeError("the pixels are gone although the image was never encoded")
+        start = perf_counter()
+        pixel_values = preprocess(loaded.pixels, self._engine.manifest.preprocessing)[None]
+        ready = perf_counter()
+        tokens, embedding = self._engine.run_vision(pixel_values)
+        end = perf_counter()
+        tokens.flags.writeable = False
+        embedding.flags.writeable = False
+        self._loaded = None  # the pixels are not needed again
+        self._timing = Timing(
+            decode_ms=self._timing.decode_ms,
+            preprocess_ms=(ready - start) * 1e3,
+            vision_ms=(end - ready) * 1e3,
+            total_ms=self._timing.decode_ms + (end - start) * 1e3,
+        )
+        return tokens, embedding
+
+    def ask(self, question: str, *, task: str | None = None) -> Answer:
+        """Answer one question about the image; see `Predictor.ask`."""
+        return self._engine.answer(self, question, task)
+
+    def classify(
+        self,
+        task: str,
+        *,
+        text: str | None = None,
+        structured: Mapping[str, Any] | None = None,
+    ) -> Classification:
+        """Classify the image by one task; see `Predictor.classify`."""
+        return self._engine.classify(self, task, text, structured)

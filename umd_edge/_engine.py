@@ -1,0 +1,313 @@
+"""The work behind `Predictor` and `EncodedImage`: checks, graphs, decisions.
+
+Every sample runs alone, with its own text length: what else is asked at the same time, and how long
+the other questions are, cannot change an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ._bundle import Bundle
+from ._graphs import Graphs
+from ._options import SessionOptions
+from ._postprocess import positives, probabilities
+from ._records import compose_text
+from ._results import Alternative, Answer, BundleInfo, Classification, Finding, Status, Timing
+from ._structured import encode_structured
+from ._task import TaskSpec, output_name
+from ._tokenizer import TextTokenizer
+from .errors import InferenceError, TextInputError, UnknownTaskError, UsageError
+
+if TYPE_CHECKING:
+    from ._encoded import EncodedImage
+    from ._image import DicomFacts
+
+__all__ = ["Engine"]
+
+Float32Array = npt.NDArray[np.float32]
+TextFeatures = tuple[Float32Array, npt.NDArray[np.int64]]
+"""`text_tokens` (1, L, D) float32 and `attention_mask` (1, L) int64."""
+
+_ALTERNATIVES = 5
+_TAGS = {
+    "dicom_modality": "Modality (0008,0060)",
+    "body_part": "BodyPartExamined (0018,0015)",
+}
+
+
+class Engine:
+    """Everything that is loaded. Thread-safe: only the cache of the tasks' prompts changes."""
+
+    def __init__(self, bundle: Bundle, options: SessionOptions) -> None:
+        manifest = bundle.manifest
+        variant = options.variant or manifest.default_variant
+        if variant not in manifest.variants:
+            raise UsageError(
+                f"the bundle has no variant {variant!r}; it has {sorted(manifest.variants)}"
+            )
+        self.bundle = bundle
+        self.manifest = manifest
+        self.options = options
+        self.variant = variant
+        self.info = BundleInfo(manifest.name, manifest.version, bundle.sha256)
+        self.tokenizer = TextTokenizer.from_bytes(
+            bundle.read(manifest.tokenizer.file), manifest.tokenizer.max_length
+        )
+        self.graphs = Graphs(bundle, variant, options)
+        self._tasks = {task.name: task for task in manifest.tasks}
+        self._logits_index = {
+            task.name: self.graphs.fusion.output_names.index(output_name(task.name))
+            for task in manifest.tasks
+            if task.kind != "retrieval"
+        }
+        self._prompts: dict[str, TextFeatures] = {}
+        width = len(manifest.structured_fields)
+        self._no_structured = np.zeros((1, width), np.float32), np.zeros((1, width), np.float32)
+        self._common: dict[str, Any] = {
+            "bundle": self.info,
+            "variant": variant,
+            "provider": options.provider,
+            "int8_path": self.graphs.int8_path,
+        }
+
+    def run_vision(self, pixel_values: Float32Array) -> tuple[Float32Array, Float32Array]:
+        """`image_tokens` and `image_embedding` of (1, C, H, W) float32."""
+        tokens, embedding = self.graphs.vision.run({"pixel_values": pixel_values})
+        return tokens, embedding
+
+    def answer(self, encoded: EncodedImage, question: str, task: str | None) -> Answer:
+        """See `Predictor.ask`."""
+        spec = self.vqa_task(task)
+        check_question(question)
+        outside = _outside_intended_use(spec, encoded.dicom)
+        if outside:
+            return self._answer("outside_intended_use", outside, question, Timing(), [])
+        encoded.features()
+        start = perf_counter()
+        features = self._encode_text(compose_text(spec.prompt, [question]))
+        ready = perf_counter()
+        probability = self._probabilities(encoded, spec, features, None)
+        order = np.argsort(-probability, kind="stable")[: _ALTERNATIVES + 1]
+        ranked = [Alternative(spec.outputs[i], float(probability[i])) for i in order]
+        status, reason = _abstention(spec, ranked[0].probability)
+        timing = _timing(start, ready, perf_counter())
+        return self._answer(status, reason, question, timing, ranked)
+
+    def classify(
+        self,
+        encoded: EncodedImage,
+        task: str,
+        text: str | None,
+        structured: Mapping[str, Any] | None,
+    ) -> Classification:
+        """See `Predictor.classify`."""
+        spec = self.classification_task(task)
+        full_text = task_text(spec, text)
+        values = self.task_structured(spec, structured)
+        outside = _outside_intended_use(spec, encoded.dicom)
+        if outside:
+            return self._classification("outside_intended_use", outside, spec, Timing(), ())
+        encoded.features()
+        start = perf_counter()
+        features = self._prompt(full_text) if text is None else self._encode_text(full_text)
+        ready = perf_counter()
+        probability = self._probabilities(encoded, spec, features, values)
+        findings = tuple(
+            Finding(label, float(value), bool(positive))
+            for label, value, positive in zip(
+                spec.outputs, probability, positives(probability, spec), strict=True
+            )
+        )
+        status, reason = _abstention(spec, float(probability.max()))
+        timing = _timing(start, ready, perf_counter())
+        return self._classification(status, reason, spec, timing, findings)
+
+    def example_probabilities(
+        self,
+        encoded: EncodedImage,
+        task: TaskSpec,
+        text: str,
+        structured: tuple[Float32Array, Float32Array] | None,
+    ) -> npt.NDArray[np.float64]:
+        """See `Predictor.probabilities`."""
+        features = self._prompt(text) if text == task.prompt else self._encode_text(text)
+        pair = None if structured is None else (structured[0][None], structured[1][None])
+        return self._probabilities(encoded, task, features, pair)
+
+    def _encode_text(self, text: str) -> TextFeatures:
+        input_ids, attention_mask = self.tokenizer.encode([text])
+        feeds = {"input_ids": input_ids, "attention_mask": attention_mask}
+        return self.graphs.text.run(feeds)[0], attention_mask
+
+    def _prompt(self, prompt: str) -> TextFeatures:
+        features = self._prompts.get(prompt)
+        if features is None:
+            features = self._encode_text(prompt)
+            # Two threads may both come here; both have computed the same bits.
+            self._prompts[prompt] = features
+        return features
+
+    def _probabilities(
+        self,
+        encoded: EncodedImage,
+        task: TaskSpec,
+        text: TextFeatures,
+        structured: tuple[Float32Array, Float32Array] | None,
+    ) -> npt.NDArray[np.float64]:
+        values, mask = structured or self._no_structured
+        outputs = self.graphs.fusion.run(
+            {
+                "image_tokens": encoded.features()[0],
+                "text_tokens": text[0],
+                "attention_mask": text[1],
+                "structured_values": values,
+                "structured_mask": mask,
+            }
+        )
+        logits = outputs[self._logits_index[task.name]][0]
+        if logits.shape != (len(task.outputs),) or not np.isfinite(logits).all():
+            raise InferenceError(
+                f"{output_name(task.name)!r} is not {len(task.outputs)} finite numbers; run "
+                "`umd-edge verify` on this machine"
+            )
+        return probabilities(logits, task)
+
+    def vqa_task(self, name: str | None) -> TaskSpec:
+        """The question-answering task of that name; the only one where None.
+
+        Raises:
+            UnknownTaskError: There is none, or None was given and there are several.
+        """
+        names = [task.name for task in self.manifest.tasks if task.kind == "vqa"]
+        if name is None and len(names) == 1:
+            return self._tasks[names[0]]
+        if name is None or name not in names:
+            raise UnknownTaskError(
+                f"task {name!r} given; question-answering tasks of this bundle: {names or 'none'}"
+            )
+        return self._tasks[name]
+
+    def classification_task(self, name: str) -> TaskSpec:
+        """The classification task of that name.
+
+        Raises:
+            UnknownTaskError: There is none.
+        """
+        task = self._tasks.get(name)
+        if task is None or task.kind != "classification":
+            names = [task.name for task in self.manifest.tasks if task.kind == "classification"]
+            raise UnknownTaskError(
+                f"task {name!r} given; classification tasks of this bundle: {names or 'none'}"
+            )
+        return task
+
+    def task_structured(
+        self, task: TaskSpec, structured: Mapping[str, Any] | None
+    ) -> tuple[Float32Array, Float32Array] | None:
+        """Values (1, F) and mask (1, F) of what the user gave.
+
+        Raises:
+            StructuredInputError: A value is not read by the task, or of a wrong type.
+        """
+        if structured is None:
+            return None
+        values, mask = encode_structured(
+            structured, self.manifest.structured_fields, allowed=task.structured_paths
+        )
+        return values[None], mask[None]
+
+    def _answer(
+        self,
+        status: Status,
+        reason: str,
+        question: str,
+        timing: Timing,
+        ranked: list[Alternative],
+    ) -> Answer:
+        best = ranked[0] if ranked else Alternative("", 0.0)
+        return Answer(
+            status=status,
+            reason=reason,
+            timing=timing,
+            question=question,
+            answer=best.answer,
+            probability=best.probability,
+            alternatives=tuple(ranked[1:]) if ranked else (),
+            **self._common,
+        )
+
+    def _classification(
+        self,
+        status: Status,
+        reason: str,
+        task: TaskSpec,
+        timing: Timing,
+        findings: tuple[Finding, ...],
+    ) -> Classification:
+        return Classification(
+            status=status,
+            reason=reason,
+            timing=timing,
+            task=task.name,
+            findings=findings,
+            **self._common,
+        )
+
+
+def check_question(question: object) -> None:
+    """Refuse an empty question.
+
+    Raises:
+        TextInputError: It is empty or no string.
+    """
+    if not isinstance(question, str) or not question.strip():
+        raise TextInputError("the question is empty; write one, such as 'Which organ is this?'")
+
+
+def task_text(task: TaskSpec, text: str | None) -> str:
+    """What the text encoder reads for a classification.
+
+    Raises:
+        TextInputError: Text is empty, or given to a task that reads none.
+    """
+    if text is None:
+        return task.prompt
+    if not task.text_paths:
+        raise TextInputError(f"task {task.name!r} reads no text; leave the text out")
+    if not isinstance(text, str) or not text.strip():
+        raise TextInputError("the text is empty; write it or leave it out")
+    return compose_text(task.prompt, [text])
+
+
+def _outside_intended_use(task: TaskSpec, dicom: DicomFacts | None) -> str:
+    """Why the header contradicts the task, or nothing; an absent tag contradicts nothing."""
+    if dicom is None:
+        return ""
+    given = {"dicom_modality": dicom.modality, "body_part": dicom.body_part_examined}
+    for key, allowed in task.applies_to.items():
+        value = given[key]
+        if value is not None and value.casefold() not in {item.casefold() for item in allowed}:
+            return (
+                f"{_TAGS[key]} of the DICOM header is none of {list(allowed)}, for which task "
+                f"{task.name!r} is meant"
+            )
+    return ""
+
+
+def _abstention(task: TaskSpec, highest: float) -> tuple[Status, str]:
+    limit = task.thresholds.get("abstain", 0.0)
+    if highest < limit:
+        return "abstain", f"the highest probability is below the task's threshold of {limit:g}"
+    return "ok", ""
+
+
+def _timing(start: float, ready: float, end: float) -> Timing:
+    return Timing(
+        text_ms=(ready - start) * 1e3, fusion_ms=(end - ready) * 1e3, total_ms=(end - start) * 1e3
+    )

@@ -1,0 +1,66 @@
+"""The three graphs of one variant, with the inputs and outputs that the format asks for."""
+
+from __future__ import annotations
+
+from ._bundle import Bundle
+from ._manifest import Manifest
+from ._options import SessionOptions
+from ._results import Int8Path
+from ._session import GraphSession, GraphSpec, needs_u8u8
+from ._task import output_name
+
+__all__ = ["Graphs", "fusion_outputs", "graph_specs"]
+
+
+def fusion_outputs(manifest: Manifest) -> tuple[str, ...]:
+    """Outputs of the fusion graph: the logits of each task in the manifest's order, then the match.
+
+    A retrieval task has no logits of its own; it is scored by `match_logit` and the embeddings.
+    """
+    names = [output_name(task.name) for task in manifest.tasks if task.kind != "retrieval"]
+    return (*names, "match_logit")
+
+
+def graph_specs(manifest: Manifest) -> dict[str, GraphSpec]:
+    """What the graphs `vision`, `text` and `fusion` must look like."""
+    return {
+        "vision": GraphSpec({"pixel_values": ("float", 4)}, ("image_tokens", "image_embedding")),
+        "text": GraphSpec(
+            {"input_ids": ("int64", 2), "attention_mask": ("int64", 2)},
+            ("text_tokens", "text_embedding"),
+        ),
+        "fusion": GraphSpec(
+            {
+                "image_tokens": ("float", 3),
+                "text_tokens": ("float", 3),
+                "attention_mask": ("int64", 2),
+                "structured_values": ("float", 2),
+                "structured_mask": ("float", 2),
+            },
+            fusion_outputs(manifest),
+        ),
+    }
+
+
+class Graphs:
+    """Opened graphs of one variant."""
+
+    def __init__(self, bundle: Bundle, variant: str, options: SessionOptions) -> None:
+        chosen = bundle.manifest.variants[variant]
+        specs = graph_specs(bundle.manifest)
+        u8u8 = False
+        self.int8_path: Int8Path = ""
+        if variant.startswith("int8"):
+            # Weights of 7 bits or fewer cannot saturate a sum of two products.
+            bits = chosen.notes.get("weight_bits", 8)
+            u8u8 = options.provider == "cpu" and not (type(bits) is int and bits < 8)
+            u8u8 = u8u8 and needs_u8u8()
+            self.int8_path = "u8u8" if u8u8 else "native"
+
+        def open_part(part: str) -> GraphSession:
+            path = chosen.graphs[part]
+            return GraphSession(bundle.read(path), path, specs[part], options, u8u8=u8u8)
+
+        self.vision = open_part("vision")
+        self.text = open_part("text")
+        self.fusion = open_part("fusion")

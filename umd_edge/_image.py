@@ -1,0 +1,268 @@
+"""From whatever the user has to 8-bit pixels: paths, bytes, PIL images, arrays; PNG, JPEG, DICOM.
+
+Nothing is guessed: an image whose meaning is open (partly transparent, CMYK, animated, 16-bit
+colour) is refused with what to do. Sizes are read from the header before anything is decoded.
+Pillow and pydicom are imported when they are first needed.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union
+
+import numpy as np
+import numpy.typing as npt
+
+from ._headers import check_size, jpeg_facts, png_facts
+from ._preprocess import window_to_uint8
+from .errors import ImageInputError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["DicomFacts", "ImageInput", "LoadedImage", "load_image"]
+
+ImageInput = Union[str, "os.PathLike[str]", bytes, "Image.Image", npt.NDArray[Any]]
+UInt8Array = npt.NDArray[np.uint8]
+
+MAX_FILE_BYTES = 512 << 20
+_PNG = b"\x89PNG\r\n\x1a\n"
+_JPEG = b"\xff\xd8\xff"
+_ALLOWED = "PNG, JPEG and DICOM files are allowed"
+_ORIENTATION = 0x0112
+# EXIF orientation -> (swap axes, flip rows, flip columns), applied in this order.
+_TURNS = {
+    1: (False, False, False),
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DicomFacts:
+    """What a DICOM header says about the image. No identifying tag is ever read."""
+
+    modality: str | None
+    """(0008,0060), or None where absent or empty."""
+    body_part_examined: str | None
+    """(0018,0015), or None where absent or empty."""
+    photometric: str
+    """(0028,0004)."""
+    rows: int
+    columns: int
+    frames: int
+    """Number of frames in the object."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedImage:
+    """Decoded pixels."""
+
+    pixels: UInt8Array
+    """(H, W, 1 or 3) uint8, C-contiguous."""
+    dicom: DicomFacts | None = None
+
+
+def load_image(source: ImageInput, *, frame: int | None = None) -> LoadedImage:
+    """Decode an image to 8 bits.
+
+    Args:
+        source: Path or bytes of a PNG, JPEG or DICOM file (told apart by content, not by name); a
+            PIL image; or an array (H, W), (H, W, 1) or (H, W, 3) of uint8, or of uint16, which is
+            windowed from its smallest to its largest value.
+        frame: Frame of a DICOM object with several, counted from 1.
+
+    Returns:
+        Pixels, and the facts of the header for DICOM.
+
+    Raises:
+        ImageInputError: Missing, empty, undecodable, ambiguous or too large; above 64 megapixels
+            or 512 MiB. `DicomInputError` for DICOM.
+        MissingDependencyError: DICOM, and pydicom or a decoder is not installed.
+    """
+    if isinstance(source, np.ndarray):
+        _no_frame(frame)
+        return LoadedImage(_from_array(source))
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _from_bytes(bytes(source), "the image", frame)
+    if isinstance(source, (str, os.PathLike)):
+        return _from_bytes(_read_file(Path(source)), repr(str(source)), frame)
+    # Only a caller that has Pillow can hand over one of its images.
+    from PIL import Image
+
+    if isinstance(source, Image.Image):
+        _no_frame(frame)
+        check_size(source.width, source.height, "the image")
+        return LoadedImage(_from_pil(source, "the image"))
+    raise ImageInputError(
+        f"{type(source).__name__} given; a path, bytes, PIL image or numpy array is needed"
+    )
+
+
+def _no_frame(frame: int | None) -> None:
+    if frame is not None:
+        raise ImageInputError("a frame was named, but only DICOM objects have frames; leave it out")
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            facts = os.fstat(file.fileno())
+            if not stat.S_ISREG(facts.st_mode):
+                raise ImageInputError(f"{str(path)!r} is no plain file; {_ALLOWED}")
+            if facts.st_size > MAX_FILE_BYTES:
+                raise ImageInputError(
+                    f"{str(path)!r} has {facts.st_size} bytes; at most {MAX_FILE_BYTES} are allowed"
+                )
+            return file.read(MAX_FILE_BYTES + 1)
+    except FileNotFoundError as error:
+        raise ImageInputError(f"no file at {str(path)!r}; give the path of an image") from error
+    except IsADirectoryError as error:
+        raise ImageInputError(f"{str(path)!r} is a directory; give one image file") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "the path is not valid"
+        raise ImageInputError(f"{str(path)!r} cannot be read: {reason}") from error
+
+
+def _from_bytes(data: bytes, name: str, frame: int | None) -> LoadedImage:
+    if not data:
+        raise ImageInputError(f"{name} is empty (0 bytes); copy or export it again")
+    if len(data) > MAX_FILE_BYTES:
+        raise ImageInputError(f"{name} has more than {MAX_FILE_BYTES} bytes")
+    if data.startswith((_PNG, _JPEG)):
+        _no_frame(frame)
+        return LoadedImage(_decode_raster(data, name))
+    if looks_like_dicom(data):
+        from ._dicom import load_dicom
+
+        return load_dicom(data, name, frame)
+    raise ImageInputError(f"{name} is no image by its content, whatever its name; {_ALLOWED}")
+
+
+def looks_like_dicom(data: bytes) -> bool:
+    """Whether the bytes start like a DICOM file, with or without the 128-byte preamble."""
+    if data[128:132] == b"DICM":
+        return True
+    if data[:4] == b"DICM":
+        return True
+    # Without a preamble the first element is a low one of group 0002 or 0008, little endian, with
+    # an explicit VR or a short implicit length.
+    if len(data) < 16 or data[:2] not in (b"\x02\x00", b"\x08\x00") or data[3] != 0:
+        return False
+    length = int.from_bytes(data[4:8], "little")
+    return data[4:6] in (b"UL", b"OB", b"UI", b"CS", b"LO", b"SH", b"DA", b"TM") or length <= 128
+
+
+def _decode_raster(data: bytes, name: str) -> UInt8Array:
+    """Decode PNG or JPEG after its header has been looked at."""
+    if data.startswith(_PNG):
+        png_facts(data, name)
+        formats = ("PNG",)
+    else:
+        jpeg_facts(data, name)
+        formats = ("JPEG",)
+    import io
+
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=formats) as image:
+            return _from_pil(image, name)
+    except ImageInputError:
+        raise
+    # Pillow and its plug-ins raise OSError, SyntaxError, ValueError, struct.error, zlib.error ...
+    except Exception as error:
+        raise ImageInputError(
+            f"{name} cannot be decoded: the {formats[0]} data is truncated or damaged; "
+            "copy or export it again"
+        ) from error
+
+
+def _from_pil(image: Image.Image, name: str) -> UInt8Array:
+    try:
+        image.load()
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except ImageInputError:
+        raise
+    except Exception as error:
+        raise ImageInputError(
+            f"{name} cannot be decoded: its data or EXIF block is truncated or damaged; "
+            "copy or export it again"
+        ) from error
+    turns = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    if turns is None:
+        raise ImageInputError(
+            f"{name} has an EXIF orientation outside 1..8; remove the tag or save the image again"
+        )
+    pixels = _pil_pixels(image, name)
+    swap, rows, columns = turns
+    if swap:
+        pixels = pixels.transpose(1, 0, 2)
+    if rows:
+        pixels = pixels[::-1]
+    if columns:
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _pil_pixels(image: Image.Image, name: str) -> UInt8Array:
+    """(H, W, 1 or 3) uint8 of any mode that has one meaning."""
+    mode = image.mode
+    transparency = "transparency" in image.info
+    if mode in ("RGBA", "LA", "PA", "RGBa", "La") or (transparency and mode in ("P", "L", "RGB")):
+        rgba = np.asarray(image.convert("RGBA"))
+        if not (rgba[..., 3] == 255).all():
+            raise ImageInputError(
+                f"{name} is partly transparent, and what lies behind is not known; flatten it onto "
+                "the background that you want and save it again"
+            )
+        return rgba[..., :3]
+    if mode in ("L", "1"):
+        return np.asarray(image.convert("L"))[..., None]
+    if mode in ("RGB", "P"):
+        return np.asarray(image.convert("RGB"))
+    if mode in ("I", "I;16", "I;16L", "I;16B", "I;16N") and not transparency:
+        return _window_grey(np.asarray(image).astype(np.int64))
+    raise ImageInputError(
+        f"{name} has the pixel mode {mode!r}; 8-bit grey or RGB, palette and 16-bit grey are "
+        "allowed. Convert it to RGB and save it again"
+    )
+
+
+def _window_grey(values: npt.NDArray[Any]) -> UInt8Array:
+    """(H, W, 1) uint8 of whole numbers in 0..65535, windowed from the smallest to the largest."""
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65_535:
+        raise ImageInputError(f"grey values {low}..{high} given; 0..65535 are allowed")
+    if low == high:
+        raise ImageInputError("all pixels of the 16-bit image are equal; there is nothing to see")
+    return window_to_uint8(values, low, high)[..., None]
+
+
+def _from_array(array: npt.NDArray[Any]) -> UInt8Array:
+    allowed = "(H, W), (H, W, 1) or (H, W, 3) of uint8 or uint16"
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3)):
+        raise ImageInputError(f"array of shape {array.shape} given; {allowed} is allowed")
+    if array.size == 0:
+        raise ImageInputError(f"array of shape {array.shape} given, which holds no pixels")
+    check_size(array.shape[1], array.shape[0], "the array")
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.dtype == np.uint8:
+        return np.ascontiguousarray(array)
+    if array.dtype == np.uint16:
+        low, high = int(array.min()), int(array.max())
+        if low == high:
+            raise ImageInputError("all pixels of the array are equal; there is nothing to see")
+        return np.ascontiguousarray(window_to_uint8(array, low, high))
+    raise ImageInputError(
+        f"array of dtype {array.dtype} given; {allowed} is allowed. Window it to 8 bits first"
+    )

@@ -1,0 +1,242 @@
+"""`Predictor`: a bundle, ready to answer.
+
+Every sample runs alone, with its own text length: what else is asked at the same time, and how long
+the other questions are, cannot change an answer.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ._bundle import Bundle
+from ._encoded import EncodedImage
+from ._engine import Engine, check_question, task_text
+from ._image import load_image
+from ._manifest import Manifest
+from ._options import SessionOptions
+from ._results import Answer, BundleInfo, Classification
+from ._task import TaskSpec
+from .errors import BundleNotFoundError, UsageError
+
+if TYPE_CHECKING:
+    from ._image import ImageInput
+    from ._selftest import VerificationReport
+
+__all__ = ["Predictor"]
+
+Float32Array = npt.NDArray[np.float32]
+
+
+class Predictor:
+    """Classifies images and answers questions about them with one bundle.
+
+    It holds no state that a call changes except a cache of the tasks' own prompts, so one predictor
+    may be used from many threads at once.
+
+    Example:
+        >>> predictor = umd_edge.Predictor.load("model.umd")  # doctest: +SKIP
+        >>> encoded = predictor.encode("chest.dcm")  # doctest: +SKIP
+        >>> encoded.ask("Is there a pleural effusion?").text  # doctest: +SKIP
+    """
+
+    def __init__(self, bundle: Bundle, options: SessionOptions) -> None:
+        self._engine = Engine(bundle, options)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        options: SessionOptions | None = None,
+        *,
+        provider: str | None = None,
+        variant: str | None = None,
+        threads: int | None = None,
+    ) -> Predictor:
+        """Open a bundle and its three graphs.
+
+        Args:
+            path: A `.umd` file or a bundle's directory.
+            options: How to run it; the keywords that follow say the same one by one.
+            provider: `cpu`, `cuda`, `tensorrt` or `openvino`.
+            variant: A variant of the bundle; its default one where None.
+            threads: Threads inside one operator.
+
+        Raises:
+            BundleError: The bundle is missing, damaged, or needs a newer runtime.
+            ProviderUnavailableError: The provider is not there; no other one is taken instead.
+            UsageError: Both `options` and a keyword, or an unknown variant.
+        """
+        given = {"provider": provider, "variant": variant, "threads": threads}
+        chosen: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+        if options is not None and chosen:
+            raise UsageError(f"give either options or {sorted(chosen)}, not both")
+        return cls(Bundle.open(path), options or SessionOptions(**chosen))
+
+    @classmethod
+    def default(cls, options: SessionOptions | None = None) -> Predictor:
+        """Open the bundle that comes with the package.
+
+        Raises:
+            BundleNotFoundError: This installation has none.
+        """
+        resource = importlib.resources.files("umd_edge") / "bundles" / "default.umd"
+        if not resource.is_file():
+            raise BundleNotFoundError(
+                "this installation of umd-edge has no default bundle; give the path of one "
+                "(Predictor.load, --bundle), or install umd-edge from its wheel"
+            )
+        with importlib.resources.as_file(resource) as path:
+            return cls(Bundle.open(path), options or SessionOptions())
+
+    @property
+    def bundle(self) -> Bundle:
+        """The opened bundle."""
+        return self._engine.bundle
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle says about itself."""
+        return self._engine.manifest
+
+    @property
+    def info(self) -> BundleInfo:
+        """Name, version and hash of the bundle, as in every result."""
+        return self._engine.info
+
+    @property
+    def variant(self) -> str:
+        """Name of the variant in use."""
+        return self._engine.variant
+
+    @property
+    def provider(self) -> str:
+        """Name of the provider in use."""
+        return self._engine.options.provider
+
+    @property
+    def tasks(self) -> tuple[TaskSpec, ...]:
+        """The bundle's tasks."""
+        return self._engine.manifest.tasks
+
+    def encode(self, image: ImageInput, *, frame: int | None = None) -> EncodedImage:
+        """Decode, window, resize and encode an image, once for everything that follows.
+
+        Args:
+            image: Path, file bytes, PIL image, or array (H, W) or (H, W, 3) of uint8 or uint16.
+            frame: Which frame of a DICOM object with several, counted from 1 as DICOM does.
+
+        Raises:
+            ImageInputError: The image cannot be used; `DicomInputError` for DICOM.
+            MissingDependencyError: DICOM was given and the extra `dicom` is not installed.
+            InferenceError: The vision graph failed.
+        """
+        encoded = self._decode(image, frame)
+        encoded.features()
+        return encoded
+
+    def ask(
+        self,
+        image: ImageInput,
+        question: str,
+        *,
+        task: str | None = None,
+        frame: int | None = None,
+    ) -> Answer:
+        """Answer one question about an image.
+
+        For several questions, `encode` the image and ask the result.
+
+        Args:
+            image: As in `encode`.
+            question: Free text; longer ones than the bundle's `max_length` tokens are cut.
+            task: Name of the question-answering task, where the bundle has several.
+            frame: As in `encode`.
+
+        Raises:
+            UnknownTaskError: The bundle has no such task.
+            TextInputError: The question is empty or too long.
+            ImageInputError: As in `encode`.
+        """
+        check_question(question)
+        self._engine.vqa_task(task)
+        encoded = self._decode(image, frame)
+        answer = encoded.ask(question, task=task)
+        return replace(answer, timing=encoded.timing + answer.timing)
+
+    def classify(
+        self,
+        image: ImageInput,
+        task: str,
+        *,
+        text: str | None = None,
+        structured: Mapping[str, Any] | None = None,
+        frame: int | None = None,
+    ) -> Classification:
+        """Classify an image by one task.
+
+        Args:
+            image: As in `encode`.
+            task: Name of a classification task of the bundle.
+            text: Free text about the patient, for a task that reads text.
+            structured: Field name -> value, for a task that reads such values; those left out or
+                None are missing to the model.
+            frame: As in `encode`.
+
+        Raises:
+            UnknownTaskError: The bundle has no such task, or it is of another kind.
+            TextInputError: The text is empty, too long, or not read by the task.
+            StructuredInputError: A value is not read by the task or of a wrong type.
+            ImageInputError: As in `encode`.
+        """
+        # A wrong task, text or value is told before the image is decoded.
+        spec = self._engine.classification_task(task)
+        task_text(spec, text)
+        self._engine.task_structured(spec, structured)
+        encoded = self._decode(image, frame)
+        result = encoded.classify(task, text=text, structured=structured)
+        return replace(result, timing=encoded.timing + result.timing)
+
+    def verify(self) -> VerificationReport:
+        """Hash every file and run the golden vectors on this machine.
+
+        Raises:
+            BundleIntegrityError: A file differs from the manifest.
+            SelfTestError: A golden output does not come out as stored.
+        """
+        from ._selftest import run_self_test
+
+        self._engine.bundle.check_files()
+        return run_self_test(self._engine)
+
+    def probabilities(
+        self,
+        encoded: EncodedImage,
+        task: TaskSpec,
+        text: str,
+        structured: tuple[Float32Array, Float32Array] | None = None,
+    ) -> npt.NDArray[np.float64]:
+        """Probabilities of one prepared example, for evaluation on many records.
+
+        Args:
+            encoded: The image.
+            task: One of `tasks`.
+            text: The whole text, prompt included, as `build_examples` gives it.
+            structured: Values (F,) and mask (F,), float32.
+
+        Returns:
+            (K,) float64 in the order of `task.outputs`.
+        """
+        return self._engine.example_probabilities(encoded, task, text, structured)
+
+    def _decode(self, image: ImageInput, frame: int | None) -> EncodedImage:
+        start = perf_counter()
+        loaded = load_image(image, frame=frame)
+        return EncodedImage(self._engine, loaded, (perf_counter() - start) * 1e3)

@@ -1,0 +1,217 @@
+"""Frozen records of what came out, with what is needed to audit it.
+
+A repr shows no question and no answer, so that a logged record tells nothing about a patient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "Alternative",
+    "Answer",
+    "BundleInfo",
+    "Classification",
+    "Embeddings",
+    "Finding",
+    "Status",
+    "Timing",
+    "answers_to_dict",
+]
+
+Status = Literal["ok", "abstain", "out_of_distribution", "outside_intended_use"]
+Int8Path = Literal["", "native", "u8u8"]
+
+
+@dataclass(frozen=True, slots=True)
+class BundleInfo:
+    """Which bundle gave a result."""
+
+    name: str
+    version: str
+    sha256: str
+    """SHA-256 of the bytes of `manifest.json`, which holds the hash of every other file."""
+
+    def to_dict(self) -> dict[str, str]:
+        """The JSON object."""
+        return {"name": self.name, "version": self.version, "sha256": self.sha256}
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Milliseconds of each stage; 0.0 where a stage was not needed again."""
+
+    decode_ms: float = 0.0
+    """Reading and decoding the file, windowing to 8 bits."""
+    preprocess_ms: float = 0.0
+    vision_ms: float = 0.0
+    text_ms: float = 0.0
+    """Tokenising and the text graph."""
+    fusion_ms: float = 0.0
+    total_ms: float = 0.0
+    """Of the whole call: the stages that it ran, with the time between them."""
+
+    def __add__(self, other: Timing) -> Timing:
+        return Timing(*(a + b for a, b in zip(self._values(), other._values(), strict=True)))
+
+    def _values(self) -> tuple[float, ...]:
+        stages = (self.decode_ms, self.preprocess_ms, self.vision_ms, self.text_ms, self.fusion_ms)
+        return (*stages, self.total_ms)
+
+    def to_dict(self) -> dict[str, float]:
+        """The JSON object `timing_ms`, in milliseconds rounded to microseconds."""
+        return {
+            "decode": round(self.decode_ms, 3),
+            "preprocess": round(self.preprocess_ms, 3),
+            "vision": round(self.vision_ms, 3),
+            "text": round(self.text_ms, 3),
+            "fusion": round(self.fusion_ms, 3),
+            "total": round(self.total_ms, 3),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What every result carries."""
+
+    status: Status
+    """`ok`, or why the values must not be used as they are."""
+    reason: str = ""
+    """Why the status is not `ok`; names header tags, never their values."""
+    bundle: BundleInfo
+    variant: str
+    provider: str
+    int8_path: Int8Path = ""
+    """How 8-bit products are summed on this processor: `native`, or `u8u8` where the native way
+    could saturate; empty for a variant without them."""
+    timing: Timing
+
+    def common_dict(self) -> dict[str, Any]:
+        """The keys that every JSON line shares."""
+        return {
+            "bundle": self.bundle.to_dict(),
+            "variant": self.variant,
+            "provider": self.provider,
+            "int8_path": self.int8_path,
+            "timing_ms": self.timing.to_dict(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One label of a classification."""
+
+    label: str
+    probability: float
+    positive: bool
+    """The arg-max of a single-label task; at or above the operating point otherwise."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object."""
+        return {
+            "label": self.label,
+            "probability": self.probability,
+            "positive": self.positive,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Classification(Result):
+    """Findings of one task for one image, in the order of the task's labels."""
+
+    task: str
+    findings: tuple[Finding, ...] = field(repr=False)
+    """Empty when the status is `outside_intended_use`."""
+
+    @property
+    def top(self) -> Finding | None:
+        """The most probable finding, or None when there are none."""
+        return max(self.findings, key=lambda finding: finding.probability, default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object of a `classify` line, without `image` and `index`."""
+        return {
+            **self.common_dict(),
+            "task": self.task,
+            "status": self.status,
+            "reason": self.reason,
+            "findings": [finding.to_dict() for finding in self.findings],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """A less probable answer."""
+
+    answer: str
+    probability: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object."""
+        return {"answer": self.answer, "probability": self.probability}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer(Result):
+    """Answer to one question about one image."""
+
+    question: str = field(repr=False)
+    answer: str = field(repr=False)
+    """Empty when the status is `outside_intended_use`."""
+    probability: float
+    alternatives: tuple[Alternative, ...] = field(repr=False)
+    """The next most probable answers, in order; the answer itself is not among them."""
+
+    @property
+    def text(self) -> str:
+        """The answer."""
+        return self.answer
+
+    def to_dict(self) -> dict[str, Any]:
+        """One element of the `answers` of an `ask` line."""
+        return {
+            "question": self.question,
+            "answer": self.answer,
+            "probability": self.probability,
+            "alternatives": [item.to_dict() for item in self.alternatives],
+            "status": self.status,
+            "reason": self.reason,
+        }
+
+
+def answers_to_dict(answers: Sequence[Answer], encoding: Timing | None = None) -> dict[str, Any]:
+    """The JSON object of an `ask` line, without `image` and `index`.
+
+    Args:
+        answers: At least one, all about one image and from one predictor; their times are added.
+        encoding: `EncodedImage.timing`, to be added where the image was encoded beforehand.
+    """
+    timing = sum((answer.timing for answer in answers), encoding or Timing())
+    common = answers[0].common_dict()
+    common["timing_ms"] = timing.to_dict()
+    return {**common, "answers": [answer.to_dict() for answer in answers]}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Embeddings:
+    """Vectors of images or texts in the space that both share."""
+
+    values: npt.NDArray[np.float32] = field(repr=False)
+    """(N, D) float32."""
+    bundle: BundleInfo
+    variant: str
+    provider: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object."""
+        return {
+            "bundle": self.bundle.to_dict(),
+            "variant": self.variant,
+            "provider": self.provider,
+            "embeddings": self.values.tolist(),
+        }
