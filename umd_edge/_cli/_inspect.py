@@ -1,0 +1,100 @@
+"""`umd-edge info`, `verify` and `doctor`."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import click
+
+from .._bundle import Bundle
+from .._doctor import describe, examine
+from .._predictor import Predictor
+from ._options import as_json, bundle_option, open_bundle, with_predictor
+from ._output import emit, table
+
+__all__ = ["doctor", "info", "verify"]
+
+_CARD = "MODEL_CARD.md"
+
+
+@click.command()
+@bundle_option
+@as_json
+def info(bundle: str | None, as_json: bool) -> None:
+    """Show what a bundle says about itself: tasks, intended use, accuracy, licences."""
+    opened = open_bundle(bundle)
+    card = opened.read(_CARD).decode("utf-8") if _CARD in opened.manifest.files else None
+    if as_json:
+        manifest = opened.manifest.to_dict()
+        manifest.pop("files")
+        extra = {"path": str(opened.path), "sha256": opened.sha256}
+        emit({**extra, "size_bytes": opened.size_bytes, **manifest, "model_card": card})
+        return
+    click.echo(_summary(opened))
+    if card is not None:
+        click.echo("\n" + card.rstrip())
+
+
+def _summary(bundle: Bundle) -> str:
+    manifest = bundle.manifest
+    size = f"{bundle.size_bytes / 1e6:.1f} MB"
+    variants = ", ".join(
+        f"{name} (default)" if name == manifest.default_variant else name
+        for name in manifest.variants
+    )
+    facts = [
+        ("bundle", f"{manifest.name} {manifest.version}, made {manifest.created}, {size}"),
+        ("path", str(bundle.path)),
+        ("sha256", bundle.sha256),
+        ("variants", variants),
+        ("signed", "yes (not checked)" if bundle.is_signed else "no"),
+        ("intended use", manifest.intended_use.statement),
+        ("", "Not a medical device."),
+    ]
+    lines = [table(facts), "", "tasks"]
+    for task in manifest.tasks:
+        outputs: tuple[str, ...] = task.outputs
+        shown = f"{len(outputs)} answers" if task.kind == "vqa" else ", ".join(outputs)
+        lines.append(f"  {task.name} ({task.kind}): {shown}")
+        if task.structured_paths:
+            lines.append(f"    reads, where given: {', '.join(task.structured_paths)}")
+    return "\n".join(lines)
+
+
+@click.command()
+@with_predictor
+@as_json
+def verify(predictor: Predictor, as_json: bool) -> None:
+    """Compare every file with its hash and run the bundle's known-answer test on this machine.
+
+    Exit code 3 when either fails: do not use the bundle here then.
+    """
+    report = predictor.verify()
+    if as_json:
+        emit({"status": "ok", "bundle": predictor.info.to_dict(), **report.to_dict()})
+        return
+    click.echo(f"{describe(predictor)} on {report.provider}: {report.files} files as described")
+    rows = [(c.name, f"{c.difference:.2e}", f"at most {c.tolerance:.2e}") for c in report.checks]
+    click.echo(table([("known answer", "difference", "allowed"), *rows], indent=2))
+    click.echo("ok")
+
+
+@click.command()
+@bundle_option
+@as_json
+def doctor(bundle: str | None, as_json: bool) -> int:
+    """Show what this machine has, what it lacks, and what to do about it."""
+    load = functools.partial(Predictor.load, bundle) if bundle else Predictor.default
+    checks = list(examine(load))
+    code = next((check.exit_code for check in checks if check.state == "problem"), 0)
+    if as_json:
+        problems = [check.name for check in checks if check.state == "problem"]
+        emit({"checks": [check.to_dict() for check in checks], "problems": problems})
+        return code
+    rows: list[tuple[Any, ...]] = [
+        (check.name, check.state, check.detail + (f"  -> {check.advice}" if check.advice else ""))
+        for check in checks
+    ]
+    click.echo(table(rows))
+    return code

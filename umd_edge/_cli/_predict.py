@@ -1,0 +1,110 @@
+"""`umd-edge classify` and `umd-edge ask`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from .._predictor import Predictor
+from .._results import answers_to_dict
+from ._options import as_json, frame_option, read_structured, with_predictor
+from ._output import each_image, percent, table
+
+__all__ = ["ask", "classify"]
+
+
+@click.command()
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.option(
+    "--task", required=True, metavar="NAME", help="Task of the bundle; see umd-edge info."
+)
+@click.option("--text", metavar="TEXT", help="Free text, for a task that reads it.")
+@click.option(
+    "--structured",
+    metavar="FILE|JSON",
+    help="Values that the task reads: a JSON object, or the name of a file that holds one.",
+)
+@frame_option
+@with_predictor
+@as_json
+def classify(
+    predictor: Predictor,
+    images: tuple[str, ...],
+    task: str,
+    text: str | None,
+    structured: str | None,
+    frame: int | None,
+    as_json: bool,
+) -> int:
+    """Classify each IMAGE (PNG, JPEG or DICOM) by one task.
+
+    \b
+    umd-edge classify chest.dcm --task chest-xray --json
+    umd-edge classify lesion.jpg --task skin-lesion --structured '{"itch": true, "age": 61}'
+
+    An image that cannot be used is reported and the others go on; the exit code is then 4.
+    """
+    values = read_structured(structured)
+
+    def predict(image: str) -> Mapping[str, Any]:
+        result = predictor.classify(image, task, text=text, structured=values, frame=frame)
+        return result.to_dict()
+
+    return each_image(images, predict, _show_classification, as_json=as_json)
+
+
+@click.command()
+@click.argument("image")
+@click.argument("questions", nargs=-1, required=True, metavar="QUESTION...")
+@click.option(
+    "--task", metavar="NAME", help="Question-answering task, where the bundle has several."
+)
+@frame_option
+@with_predictor
+@as_json
+def ask(
+    predictor: Predictor,
+    image: str,
+    questions: tuple[str, ...],
+    task: str | None,
+    frame: int | None,
+    as_json: bool,
+) -> int:
+    """Ask each QUESTION about IMAGE (PNG, JPEG or DICOM), which is encoded once.
+
+    \b
+    umd-edge ask scan.png "Is this a CT?" "What plane is shown?"
+    """
+
+    def predict(path: str) -> Mapping[str, Any]:
+        encoded = predictor.encode(path, frame=frame)
+        result = answers_to_dict([encoded.ask(question, task=task) for question in questions])
+        spent, encoding = result["timing_ms"], encoded.timing.to_dict()
+        result["timing_ms"] = {stage: round(spent[stage] + encoding[stage], 3) for stage in spent}
+        return result
+
+    return each_image([image], predict, _show_answers, as_json=as_json)
+
+
+def _show_classification(image: str, result: Mapping[str, Any]) -> None:
+    click.echo(f"{image}: {result['task']}: {result['status']}")
+    if result["reason"]:
+        click.echo(f"  {result['reason']}")
+    rows = [
+        (item["label"], percent(item["probability"]), "positive" if item["positive"] else "")
+        for item in result["findings"]
+    ]
+    if rows:
+        click.echo(table(rows, indent=2, right=[1]))
+
+
+def _show_answers(image: str, result: Mapping[str, Any]) -> None:
+    click.echo(f"{image}:")
+    for item in result["answers"]:
+        click.echo(f"  {item['question']}")
+        if item["status"] == "ok":
+            click.echo(f"    {item['answer']}  ({percent(item['probability'])})")
+        else:
+            click.echo(f"    {item['answer'] or '-'}  [{item['status']}] {item['reason']}")
