@@ -27,9 +27,9 @@ EXCLUDES_LIMIT = 0.08
 MENTION_LIMIT = 0.1
 """Share of the records whose text names the answer."""
 
-_PERMUTATIONS = 1999
+_PERMUTATIONS = 4999
 _VALUE_PERMUTATIONS = 99
-_ALPHA = 0.05
+_ALPHA = 0.02
 _MAX_UNITS = 4000
 _MAX_LABELS = 30
 _MIN_UNITS = 5

@@ -21,6 +21,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from umd_edge._headers import jpeg_facts, png_facts
+from umd_edge._image import load_image
 from umd_edge.errors import UmdEdgeError
 
 __all__ = ["HASH_LIMIT", "SIMILARITY_LIMIT", "Picture", "look_alikes", "read_pictures"]
@@ -30,7 +32,6 @@ HASH_LIMIT = 12
 SIMILARITY_LIMIT = 0.945
 """Gradient correlation from which a candidate pair counts as a look-alike."""
 
-_MAX_PIXELS = 64_000_000
 _MAX_BYTES = 512 * 1024 * 1024
 _THUMBNAIL = 16
 _BLANK_RANGE = 4.0
@@ -74,21 +75,18 @@ def _describe(path: Path, grey: Image.Image, digest: bytes) -> Picture:
     return Picture(path, "ok", "", digest, bits.ravel(), _gradients(thumbnail))
 
 
-def _grey(path: Path, data: bytes) -> Image.Image:
+def _grey(data: bytes) -> Image.Image:
     """Decode to greys; a plain JPEG at an eighth of its size or so, which still reads all of it."""
-    simple = data[:3] == b"\xff\xd8\xff" or data[:8] == b"\x89PNG\r\n\x1a\n"
-    if simple:
+    is_jpeg, is_png = data[:3] == b"\xff\xd8\xff", data[:8] == b"\x89PNG\r\n\x1a\n"
+    if is_jpeg or is_png:
+        (jpeg_facts if is_jpeg else png_facts)(data, "the picture")
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-            if image.width * image.height > _MAX_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels; 64 megapixels allowed")
             if image.mode in ("L", "RGB"):
                 image.draft("L", (64, 64))
                 grey: Image.Image = image.convert("L")
                 return grey
     # Everything else is read as the runtime will read it, so that what it refuses is found here.
-    from umd_edge._image import load_image
-
-    pixels: npt.NDArray[np.uint8] = load_image(path).pixels
+    pixels = load_image(data).pixels
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).convert("L")
 
 
@@ -100,9 +98,9 @@ def _read(path: Path) -> Picture:
             return Picture(path, "broken", "larger than 512 MiB")
         data = path.read_bytes()
         digest = hashlib.blake2b(data, digest_size=16).digest()
-        return _describe(path, _grey(path, data), digest)
+        return _describe(path, _grey(data), digest)
     except UmdEdgeError as error:
-        return Picture(path, "broken", type(error).__name__)
+        return Picture(path, "broken", f"refused by the runtime ({type(error).__name__})")
     # Pillow's decoders raise many kinds of errors on damaged files; each means "broken" here.
     except Exception as error:
         return Picture(path, "broken", f"cannot be decoded ({type(error).__name__})")

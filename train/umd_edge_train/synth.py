@@ -358,7 +358,7 @@ def synthesise(
 
     Raises:
         UsageError: A number is out of range, or a set's folder is there already: files of two
-            runs would mix.
+            runs would mix. Or the folder cannot be written.
     """
     if seed < 0 or images < MIN_IMAGES or not 32 <= size <= 1024:
         raise UsageError(
@@ -371,10 +371,15 @@ def synthesise(
             raise UsageError(
                 f"{folder} exists already; give --out a new folder, or remove this one"
             )
-    for index, folder in enumerate(folders):
-        writer = _Writer(folder, size)
-        _WRITERS[folder.name](writer, np.random.default_rng([seed, index]), images)
-        writer.close()
-        if on_set is not None:
-            on_set(folder.name)
+    try:
+        for index, folder in enumerate(folders):
+            writer = _Writer(folder, size)
+            _WRITERS[folder.name](writer, np.random.default_rng([seed, index]), images)
+            writer.close()
+            if on_set is not None:
+                on_set(folder.name)
+    except OSError as error:
+        raise UsageError(
+            f"{out} cannot be written ({error.strerror}); name another folder"
+        ) from error
     return folders
