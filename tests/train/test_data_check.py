@@ -566,3 +566,17 @@ def test_synthesised_set_with_a_field_filled_in_for_one_label_is_caught(tmp_path
         path.write_text("".join(json.dumps(r) + "\n" for r in records))
     told = {k.field for k in check([folder]).sets[0].leaks if k.kind == "presence"}
     assert told == {"structured.smoker"}
+
+
+def test_every_issue_code_is_in_the_documentation():
+    root = Path(__file__).resolve().parents[2]
+    sources = [
+        *(root / "train" / "umd_edge_train").glob("_check_*.py"),
+        root / "train" / "umd_edge_train" / "data_check.py",
+    ]
+    text = "".join(path.read_text(encoding="utf-8") for path in sources)
+    codes = set(re.findall(r'"(?:error|warning)",\s*"([a-z]+(?:-[a-z]+)+)"', text))
+    codes |= {f"leak-{kind}" for kind in re.findall(r'kind="([a-z]+)"', text)}
+    listed = (root / "docs" / "data.md").read_text(encoding="utf-8")
+    assert len(codes) > 15
+    assert {code for code in codes if f"`{code}`" not in listed} == set()
