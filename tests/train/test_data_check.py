@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from umd_edge._task import TaskSpec
-from umd_edge.errors import DataError, ManifestError
+from umd_edge.errors import DataError
 from umd_edge_train._check_leaks import Sample, find_leaks
 from umd_edge_train._check_pictures import HASH_LIMIT, look_alikes, read_pictures
 from umd_edge_train._check_render import to_html, to_text
@@ -448,7 +448,22 @@ def test_cli_check_with_bad_tasks_is_a_manifest_error(tmp_path: Path, sound, con
     (tmp_path / "tasks.json").write_text(content)
     folder = _write(tmp_path / "set", sound)
     result = _run("check", folder, "--tasks", tmp_path / "tasks.json")
-    assert isinstance(result.exception, ManifestError)
+    assert result.exit_code == 3
+    assert result.stderr.count("error: ") == 1
+
+
+def test_cli_errors_are_one_line_with_their_exit_code(tmp_path: Path, sound):
+    absent = _run("check", tmp_path / "absent")
+    assert (absent.exit_code, absent.stdout) == (4, "")
+    assert "no such file" in absent.stderr.splitlines()[-1]
+    few = _run("synth", "--out", tmp_path / "sets", "--images", 3)
+    assert few.exit_code == 2
+    assert "40 images or more" in few.stderr.splitlines()[-1]
+    (tmp_path / "file").write_text("x")
+    folder = _write(tmp_path / "set", sound)
+    report = _run("check", folder, "--report", tmp_path / "file" / "report.html")
+    assert report.exit_code == 2
+    assert "cannot be written" in report.stderr.splitlines()[-1]
 
 
 def test_cli_check_without_paths_is_a_usage_error():
