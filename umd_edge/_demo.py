@@ -36,7 +36,7 @@ HEADER_BESIDE = {"modality": "Modality", "organ": "BodyPartExamined"}
 _PACKAGED = {
     "examples_overlay.dcm": "MR of an abdomen",
     "J2K_pixelrep_mismatch.dcm": "CT of a head",
-    "examples_jpeg2k.dcm": "Ultrasound",
+    "examples_jpeg2k.dcm": "Ultrasound of a lymph node",
     "JPEG-lossy.dcm": "Whole-body scintigram",
 }
 _SHOWN_SIDE = 900
@@ -109,20 +109,22 @@ def packaged_images() -> list[DemoSource]:
     return sources
 
 
-def look_at(predictor: Predictor, sources: Sequence[DemoSource]) -> Iterator[DemoItem]:
+def look_at(
+    predictor: Predictor, sources: Sequence[DemoSource], *, frame: int | None = None
+) -> Iterator[DemoItem]:
     """Ask the three questions about each image and classify it by every task.
 
     An image that cannot be used gives an item with its error.
     """
     for source in sources:
         try:
-            yield _look_at_one(predictor, source)
+            yield _look_at_one(predictor, source, frame)
         except InputError as error:
             yield DemoItem(source=source, answers={}, classifications=(), error=error)
 
 
-def _look_at_one(predictor: Predictor, source: DemoSource) -> DemoItem:
-    encoded = predictor.encode(source.path)
+def _look_at_one(predictor: Predictor, source: DemoSource, frame: int | None) -> DemoItem:
+    encoded = predictor.encode(source.path, frame=frame)
     facts = encoded.dicom
     kinds = [task.kind for task in predictor.tasks]
     questions = QUESTIONS if kinds.count("vqa") == 1 else {}
@@ -130,7 +132,7 @@ def _look_at_one(predictor: Predictor, source: DemoSource) -> DemoItem:
     first = next(iter(answers.values()), None)
     return DemoItem(
         source=source,
-        shown=_small(source.path),
+        shown=_small(source.path, frame),
         header=None
         if facts is None
         else {"Modality": facts.modality, "BodyPartExamined": facts.body_part_examined},
@@ -142,8 +144,8 @@ def _look_at_one(predictor: Predictor, source: DemoSource) -> DemoItem:
     )
 
 
-def _small(path: str) -> Image.Image:
-    pixels = load_image(path).pixels
+def _small(path: str, frame: int | None) -> Image.Image:
+    pixels = load_image(path, frame=frame).pixels
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).convert("RGB")
     image.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE), Image.Resampling.LANCZOS)
     return image

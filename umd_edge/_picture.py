@@ -27,7 +27,7 @@ _ROW, _LINE = 62, 40
 _MOST_CARDS = 24
 _MOST_FINDINGS = 3
 
-_PAGE, _CARD, _BLACK = "#eef1f5", "#ffffff", "#0b0e13"
+_PAGE, _CARD, _BLACK = "#eef1f5", "#ffffff", "#000000"
 _INK, _MUTED, _RULE, _TRACK = "#15202e", "#66748a", "#e2e7ee", "#e6ebf1"
 _ACCENT, _QUIET = "#0b7f79", "#9fb0c3"
 _AMBER, _AMBER_INK = "#fdf0d5", "#8a5a00"
@@ -149,6 +149,8 @@ def _lines(result: Classification) -> list[Finding]:
 
 
 def _card_height(item: DemoItem) -> int:
+    if item.error is not None:
+        return 236
     lines = sum(max(1, len(_lines(result))) for result in item.classifications)
     content = 78 + _ROW * len(item.answers) + 26 + _LINE * lines + 8 * len(item.classifications)
     return max(content + _PAD, 400)
@@ -172,6 +174,10 @@ def _card(canvas: _Canvas, item: DemoItem, y: int, height: int) -> None:
         right, y + 47, f"{item.first_answer_ms:.0f} ms to the first answer", 17, _MUTED, anchor="rm"
     )
     row = _answers(canvas, item, y + 78)
+    if item.header is None:
+        lines = ("No DICOM header:", "whether the image fits", "a task is not checked")
+        for number, line in enumerate(lines):
+            canvas.text(_BESIDE, y + 100 + 22 * number, line, 15, _MUTED)
     canvas.box(_LABEL, row + 8, right - _LABEL, 1, _RULE)
     row += 26
     for result in item.classifications:
@@ -225,8 +231,6 @@ def _classification(canvas: _Canvas, result: Classification, y: float) -> float:
         ink, colour = (_INK, _ACCENT) if finding.positive else (_MUTED, _QUIET)
         canvas.text(_VALUE, middle, finding.label, 20, ink, bold=finding.positive, most=340)
         _bar(canvas, middle, finding.probability, colour)
-        if finding.positive:
-            canvas.text(_BESIDE, middle, "positive", 17, _ACCENT)
         y += _LINE
     return y
 

@@ -9,8 +9,8 @@ import click
 from .._demo import HEADER_BESIDE, DemoItem, DemoSource, look_at, packaged_images, write_output
 from .._picture import draw
 from .._predictor import Predictor
-from ._options import with_predictor
-from ._output import note, percent, table
+from ._options import frame_option, with_predictor
+from ._output import note, percent, report, table
 
 __all__ = ["demo"]
 
@@ -18,19 +18,21 @@ __all__ = ["demo"]
 @click.command()
 @click.argument("images", nargs=-1, metavar="[IMAGE...]")
 @click.option("--out", default="demo-output", metavar="DIR", help="Folder to write. [demo-output]")
+@frame_option
 @with_predictor
-def demo(predictor: Predictor, images: tuple[str, ...], out: str) -> int:
-    """Look at real medical images: ask three questions about each and classify it.
+def demo(predictor: Predictor, images: tuple[str, ...], out: str, frame: int | None) -> int:
+    """Ask about real medical images and classify them.
 
-    Without IMAGE, at four DICOM files that come with pydicom. Prints a table and writes
-    demo.png (a picture of it all) and demo.jsonl to the folder.
+    Three questions for each IMAGE, and every classification task of the bundle. Without IMAGE, at
+    four DICOM files that come with pydicom. Prints a table and writes demo.png (a picture of it
+    all) and demo.jsonl to the folder.
     """
     sources = [DemoSource(image, Path(image).name, image) for image in images] or packaged_images()
     items = []
-    for index, item in enumerate(look_at(predictor, sources), start=1):
+    for index, item in enumerate(look_at(predictor, sources, frame=frame), start=1):
         note(f"{index}/{len(sources)} {item.source.image}")
         if item.error is not None:
-            note(f"error: {item.source.image}: {' '.join(str(item.error).split())}")
+            report(item.source.image, item.error)
         items.append(item)
     drawn, listed = write_output(Path(out), items, draw(items, predictor))
     click.echo(table([("image", "asked", "answer", "probability", "DICOM header"), *rows(items)]))
@@ -57,11 +59,13 @@ def rows(items: list[DemoItem]) -> list[tuple[str, str, str, str, str]]:
 
 
 def _answer_rows(item: DemoItem) -> list[tuple[str, str, str, str]]:
-    found = []
+    found: list[tuple[str, str, str, str]] = []
     for name, answer in item.answers.items():
         beside = HEADER_BESIDE.get(name)
         header = ""
-        if beside is not None and item.header is not None:
+        if item.header is None and not found:
+            header = "none: fit is not checked"
+        elif beside is not None and item.header is not None:
             header = f"{beside}: {item.header[beside] or 'not given'}"
         shown = answer.answer if answer.status == "ok" else f"{answer.answer} [{answer.status}]"
         probability = percent(answer.probability) if answer.answer else ""

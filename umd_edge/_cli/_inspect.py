@@ -22,7 +22,10 @@ _CARD = "MODEL_CARD.md"
 @bundle_option
 @as_json
 def info(bundle: str | None, as_json: bool) -> None:
-    """Show what a bundle says about itself: tasks, intended use, accuracy, licences."""
+    """Show what a bundle says about itself.
+
+    Its tasks, intended use, variants and, from its model card, sources, licences and accuracy.
+    """
     opened = open_bundle(bundle)
     card = opened.read(_CARD).decode("utf-8") if _CARD in opened.manifest.files else None
     if as_json:
@@ -66,7 +69,9 @@ def _summary(bundle: Bundle) -> str:
 @with_predictor
 @as_json
 def verify(predictor: Predictor, as_json: bool) -> None:
-    """Compare every file with its hash and run the bundle's known-answer test on this machine.
+    """Check a bundle and this machine.
+
+    Compares every file with its hash and runs the bundle's known-answer test here.
 
     Exit code 3 when either fails: do not use the bundle here then.
     """
@@ -84,7 +89,10 @@ def verify(predictor: Predictor, as_json: bool) -> None:
 @bundle_option
 @as_json
 def doctor(bundle: str | None, as_json: bool) -> int:
-    """Show what this machine has, what it lacks, and what to do about it."""
+    """Show what is installed, and what to do.
+
+    Versions, providers, processor, extras and the state of the bundle.
+    """
     load = functools.partial(Predictor.load, bundle) if bundle else Predictor.default
     checks = list(examine(load))
     code = next((check.exit_code for check in checks if check.state == "problem"), 0)

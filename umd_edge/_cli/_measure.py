@@ -31,7 +31,9 @@ __all__ = ["bench", "evaluate"]
 def evaluate(
     predictor: Predictor, task: str, data: str, drop_unmapped: bool, as_json: bool
 ) -> None:
-    """Measure a task on your own records, with 95 % intervals over patients.
+    """Measure accuracy on your own records.
+
+    Every metric comes with a 95 % interval over patients (1,000 resamples).
 
     \b
     umd-edge evaluate --task vqa --data test.jsonl --json
@@ -72,7 +74,9 @@ def _show_evaluation(result: Evaluation) -> None:
 @with_predictor
 @as_json
 def bench(predictor: Predictor, runs: int, image: str | None, as_json: bool) -> None:
-    """Measure latency, memory, size and the SDK's overhead on this machine.
+    """Measure speed and memory here.
+
+    Latency of each stage, size on disk, peak memory, and the SDK's overhead.
 
     The overhead compares calls of the SDK with the same session.run calls made bare, one after the
     other in the same process; close other programs for steady figures.

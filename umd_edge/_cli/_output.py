@@ -12,7 +12,7 @@ import click
 
 from ..errors import InputError
 
-__all__ = ["each_image", "emit", "note", "percent", "progress", "table"]
+__all__ = ["each_image", "emit", "note", "percent", "progress", "report", "table"]
 
 
 def emit(value: Mapping[str, Any]) -> None:
@@ -23,6 +23,13 @@ def emit(value: Mapping[str, Any]) -> None:
 def note(text: str) -> None:
     """A line on standard error."""
     click.echo(text, err=True)
+
+
+def report(image: str, error: InputError) -> str:
+    """Say on standard error, in one line, why an image cannot be used; gives the message back."""
+    message = " ".join(str(error).split())
+    note(f"error: {message}" if image in message else f"error: {image}: {message}")
+    return message
 
 
 def each_image(
@@ -49,8 +56,7 @@ def each_image(
             result = predict(image)
         except InputError as error:
             code = error.exit_code
-            message = " ".join(str(error).split())
-            note(f"error: {image}: {message}")
+            message = report(image, error)
             result = {"error": {"type": type(error).__name__, "message": message}}
             if not as_json:
                 continue

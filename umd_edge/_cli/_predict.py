@@ -38,7 +38,9 @@ def classify(
     frame: int | None,
     as_json: bool,
 ) -> int:
-    """Classify each IMAGE (PNG, JPEG or DICOM) by one task.
+    """Classify images by one task.
+
+    IMAGE is a PNG, JPEG or DICOM file.
 
     \b
     umd-edge classify chest.dcm --task chest-xray --json
@@ -72,7 +74,9 @@ def ask(
     frame: int | None,
     as_json: bool,
 ) -> int:
-    """Ask each QUESTION about IMAGE (PNG, JPEG or DICOM), which is encoded once.
+    """Ask questions about an image.
+
+    IMAGE is a PNG, JPEG or DICOM file; it is encoded once for all questions.
 
     \b
     umd-edge ask scan.png "Is this a CT?" "What plane is shown?"
