@@ -1,0 +1,128 @@
+"""Batches: pictures with the examples drawn for them.
+
+A picture is encoded once a step, whatever number of questions is asked of it. The draw depends on
+the seed, the epoch and nothing else, so a resumed run sees the same batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from umd_edge._answers import normalise_answer
+from umd_edge._records import Example
+from umd_edge._tokenizer import TextTokenizer
+
+from .corpus import Corpus
+from .recipe import OptimConfig, Recipe
+
+__all__ = ["Batch", "Picture", "epoch_batches", "pictures_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One training picture with all examples that are asked of it."""
+
+    path: Path
+    flip: bool
+    repeat: int
+    examples: tuple[tuple[int, Example], ...]
+    """(task index, example)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One step's input; E examples of B pictures."""
+
+    rows: list[int]
+    """(B,) rows of the picture store."""
+    flips: Tensor
+    """(B,) bool."""
+    owner: Tensor
+    """(E,) int64: which of the B pictures an example belongs to."""
+    task: Tensor
+    """(E,) int64."""
+    examples: tuple[Example, ...]
+    input_ids: Tensor
+    attention_mask: Tensor
+    structured_values: Tensor
+    structured_mask: Tensor
+
+
+def pictures_of(recipe: Recipe, corpus: Corpus) -> list[Picture]:
+    """Training pictures in a fixed order, with their examples."""
+    datasets = {dataset.name: dataset for dataset in recipe.datasets}
+    found: dict[Path, tuple[str, list[tuple[int, Example]]]] = {}
+    for index, sets in enumerate(corpus.train):
+        for name, examples in zip(recipe.training_of(index).datasets, sets, strict=True):
+            for example in examples.examples:
+                entry = found.setdefault(example.image_path, (name, []))
+                entry[1].append((index, example))
+    return [
+        Picture(path, datasets[name].flip, datasets[name].repeat, tuple(examples))
+        for path, (name, examples) in sorted(found.items())
+    ]
+
+
+def _hide_structured(mask: Tensor, config: OptimConfig, rng: torch.Generator) -> Tensor:
+    """Hide present values at random, so that no single one becomes indispensable."""
+    keep = torch.rand(mask.shape, generator=rng) >= config.structured_dropout
+    keep_any = torch.rand(len(mask), 1, generator=rng) >= config.structured_dropout_all
+    return mask * keep * keep_any
+
+
+def epoch_batches(
+    pictures: Sequence[Picture],
+    store_index: dict[Path, int],
+    tokenizer: TextTokenizer,
+    config: OptimConfig,
+    seed: int,
+    epoch: int,
+) -> Iterator[Batch]:
+    """The batches of one epoch; the last, smaller one is kept when it has two pictures or more."""
+    rng = np.random.default_rng([seed, epoch])
+    order = np.repeat(np.arange(len(pictures)), [picture.repeat for picture in pictures])
+    rng.shuffle(order)
+    torch_rng = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    for start in range(0, len(order), config.images_per_batch):
+        chosen = [pictures[i] for i in order[start : start + config.images_per_batch]]
+        if len(chosen) < 2:  # batch normalisation needs more than one
+            return
+        drawn: list[tuple[int, int, Example]] = []
+        for position, picture in enumerate(chosen):
+            count = min(config.texts_per_image, len(picture.examples))
+            for pick in rng.choice(len(picture.examples), size=count, replace=False):
+                task, example = picture.examples[pick]
+                drawn.append((position, task, example))
+        ids, mask = tokenizer.encode([example.text for _, _, example in drawn])
+        present = torch.from_numpy(np.stack([e.structured_mask for _, _, e in drawn]))
+        yield Batch(
+            rows=[store_index[picture.path] for picture in chosen],
+            flips=torch.tensor([picture.flip for picture in chosen]),
+            owner=torch.tensor([position for position, _, _ in drawn]),
+            task=torch.tensor([task for _, task, _ in drawn]),
+            examples=tuple(example for _, _, example in drawn),
+            input_ids=torch.from_numpy(ids),
+            attention_mask=torch.from_numpy(mask),
+            structured_values=torch.from_numpy(
+                np.stack([e.structured_values for _, _, e in drawn])
+            ),
+            structured_mask=_hide_structured(present, config, torch_rng),
+        )
+
+
+def steps_per_epoch(pictures: Sequence[Picture], config: OptimConfig) -> int:
+    """Number of batches that `epoch_batches` gives."""
+    total = sum(picture.repeat for picture in pictures)
+    full, rest = divmod(total, config.images_per_batch)
+    return full + (rest >= 2)
+
+
+def answer_index(outputs: tuple[str, ...]) -> dict[str, int]:
+    """Normalised answer -> row of the logits."""
+    return {normalise_answer(answer): row for row, answer in enumerate(outputs)}

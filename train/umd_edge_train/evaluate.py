@@ -1,0 +1,168 @@
+"""Evaluation of a torch model by the runtime's own metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from umd_edge._evaluation import MetricValue, evaluate_classification, evaluate_vqa
+from umd_edge._postprocess import probabilities
+from umd_edge._preprocess import PreprocessSpec
+from umd_edge._records import Example, build_examples, read_records
+from umd_edge._task import OnUnmapped, TaskSpec, output_name
+from umd_edge._tokenizer import TextTokenizer
+from umd_edge.errors import DataError, UnknownTaskError
+
+from .checkpoint import Checkpoint, commit
+from .models import UMDModel
+from .pictures import PictureStore
+
+__all__ = ["append_log", "evaluate_checkpoint", "evaluate_task", "task_logits"]
+
+
+def _chunks(examples: Sequence[Example], pictures: int) -> Iterable[list[Example]]:
+    """Examples in groups of at most `pictures` different pictures, each picture in one group."""
+    by_picture: dict[Any, list[Example]] = {}
+    for example in examples:
+        by_picture.setdefault(example.image_path, []).append(example)
+    groups = list(by_picture.values())
+    for start in range(0, len(groups), pictures):
+        yield [example for group in groups[start : start + pictures] for example in group]
+
+
+@torch.inference_mode()
+def task_logits(
+    model: UMDModel,
+    task: TaskSpec,
+    examples: Sequence[Example],
+    store: PictureStore,
+    tokenizer: TextTokenizer,
+    spec: PreprocessSpec,
+    pictures_per_batch: int = 64,
+) -> tuple[list[Example], Tensor]:
+    """Logits of every example; each picture is encoded once.
+
+    Returns:
+        The examples in the order of the rows, and (N, K) float32.
+    """
+    model.eval()
+    ordered: list[Example] = []
+    rows: list[Tensor] = []
+    for chunk in _chunks(examples, pictures_per_batch):
+        paths = list(dict.fromkeys(example.image_path for example in chunk))
+        pixel_values = store.pixel_values([store.index[path] for path in paths], spec)
+        image_tokens, _ = model.encode_image(pixel_values)
+        position = {path: i for i, path in enumerate(paths)}
+        owner = torch.tensor([position[example.image_path] for example in chunk])
+        ids, mask = tokenizer.encode([example.text for example in chunk])
+        attention_mask = torch.from_numpy(mask)
+        text_tokens, _ = model.encode_text(torch.from_numpy(ids), attention_mask)
+        joint = model.fuse_tokens(
+            image_tokens[owner],
+            text_tokens,
+            attention_mask,
+            torch.from_numpy(np.stack([e.structured_values for e in chunk])),
+            torch.from_numpy(np.stack([e.structured_mask for e in chunk])),
+        )
+        rows.append(model.task_heads[output_name(task.name)](joint))
+        ordered += chunk
+    return ordered, torch.cat(rows)
+
+
+def evaluate_task(
+    model: UMDModel,
+    task: TaskSpec,
+    examples: Sequence[Example],
+    store: PictureStore,
+    tokenizer: TextTokenizer,
+    spec: PreprocessSpec,
+) -> dict[str, MetricValue]:
+    """Metrics of one task, by name; see `umd_edge._evaluation` for their definitions."""
+    ordered, logits = task_logits(model, task, examples, store, tokenizer, spec)
+    probability = probabilities(logits.numpy(), task)
+    groups = [example.group for example in ordered]
+    if task.kind == "vqa":
+        best = probability.argmax(axis=1)
+        return evaluate_vqa(
+            predictions=[task.outputs[row] for row in best],
+            confidences=probability.max(axis=1),
+            references=[e.reference for e in ordered if e.reference is not None],
+            groups=groups,
+        )
+    return evaluate_classification(
+        probabilities=probability,
+        targets=np.stack([e.target for e in ordered if e.target is not None]),
+        groups=groups,
+        labels=task.outputs,
+        multi_label=task.multi_label,
+        operating_points=task.operating_points,
+    )
+
+
+def evaluate_checkpoint(
+    checkpoint: Checkpoint,
+    task_name: str,
+    manifests: Sequence[Path],
+    on_unmapped: OnUnmapped | None = None,
+) -> dict[str, Any]:
+    """Evaluate one task of a checkpoint in float32.
+
+    Args:
+        checkpoint: A loaded checkpoint.
+        task_name: One of its tasks.
+        manifests: JSONL files.
+        on_unmapped: Overrides the task's rule for labels that it does not know.
+
+    Returns:
+        `{"task", "n", "dropped", "metrics": {name: {"value", "low", "high", "n"}}}`.
+
+    Raises:
+        UnknownTaskError: The checkpoint has no such task.
+        DataError: A manifest is broken, or holds no record of the task.
+    """
+    task = next((t for t in checkpoint.tasks if t.name == task_name), None)
+    if task is None or task.kind == "retrieval":
+        names = [t.name for t in checkpoint.tasks if t.kind != "retrieval"]
+        raise UnknownTaskError(f"task {task_name!r} given; this checkpoint has {names}")
+    records = [record for path in manifests for record in read_records(path)]
+    found = build_examples(records, task, checkpoint.structured_fields, on_unmapped=on_unmapped)
+    if not found.examples:
+        raise DataError(f"no record fits task {task_name!r}; dropped: {dict(found.dropped)}")
+    spec = checkpoint.preprocess
+    paths = sorted({example.image_path for example in found.examples})
+    store = PictureStore(paths, spec.height, spec.width, spec.coefficient_bits)
+    tokenizer = TextTokenizer.from_bytes(checkpoint.tokenizer_json, checkpoint.max_length)
+    metrics = evaluate_task(checkpoint.model, task, found.examples, store, tokenizer, spec)
+    return {
+        "task": task_name,
+        "n": len(found.examples),
+        "dropped": sum(found.dropped.values()),
+        "metrics": {name: value.to_dict() for name, value in metrics.items()},
+    }
+
+
+def append_log(log: Path, subject: str, manifests: Sequence[Path], report: dict[str, Any]) -> None:
+    """Append date, commit and figures of one evaluation to a Markdown log."""
+    lines = [
+        f"\n### {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC, {report['task']}, {subject}\n",
+        f"Commit `{commit()}`; data: "
+        + ", ".join(f"`{path.parent.name}/{path.name}`" for path in manifests)
+        + f"; {report['n']} records, {report['dropped']} dropped.\n",
+        "| metric | value | 95 % interval | n |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, metric in report["metrics"].items():
+        if metric["value"] is None:
+            lines.append(f"| {name} | undefined | | {metric['n']} |")
+            continue
+        low, high = metric["low"], metric["high"]
+        interval = "" if low is None else f"{low:.3f} to {high:.3f}"
+        lines.append(f"| {name} | {metric['value']:.3f} | {interval} | {metric['n']} |")
+    with log.open("a", encoding="utf-8") as handle:
+        handle.write("\n".join(lines) + "\n")

@@ -1,0 +1,5 @@
+"""The model and its parts."""
+
+from .model import UMDModel
+
+__all__ = ["UMDModel"]

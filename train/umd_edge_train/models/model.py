@@ -1,0 +1,128 @@
+"""`UMDModel`: vision encoder, text encoder, co-attention fusion and task heads.
+
+* Encoders are `transformers` models; fusion and heads are ours.
+* An image is encoded once and fused with any number of texts.
+* The joint vector is [pooled text ; pooled image]; each task reads it through its own head.
+* `image_embedding` and `text_embedding` are unit vectors for retrieval without fusion.
+* `match_logit` says how well image and text belong together (retrieval with fusion).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from umd_edge._structured import StructuredField
+from umd_edge._task import TaskSpec, output_name
+
+from ..config import ModelConfig
+from .fusion import CoAttention
+from .heads import Pooler, TaskHead
+from .text_encoder import TextEncoder
+from .vision_encoder import VisionEncoder
+
+__all__ = ["UMDModel"]
+
+
+def _unit(x: Tensor) -> Tensor:
+    # eps as large as float16 can hold, so that the exported graph survives that precision
+    unit: Tensor = x / x.norm(dim=-1, keepdim=True).clamp(min=1e-4)
+    return unit
+
+
+def _initialise(module: nn.Module) -> None:
+    """N(0, 0.02) and zero biases, as the paper's new modules."""
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+class UMDModel(nn.Module):
+    """The whole model.
+
+    Args:
+        config: Sizes.
+        tasks: One head each; retrieval tasks share the match head.
+        fields: Structured values that the fusion may be given; at least one.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tasks: tuple[TaskSpec, ...],
+        fields: tuple[StructuredField, ...],
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.vision_encoder = VisionEncoder(config)
+        self.text_encoder = TextEncoder(config)
+        fusion = config.fusion
+        self.num_fields = len(fields)
+        self.fusion = CoAttention(
+            fusion,
+            self.vision_encoder.hidden_size,
+            self.text_encoder.hidden_size,
+            fields,
+            config.dropout,
+        )
+        self.text_pooler = Pooler(fusion.hidden_size, fusion.pooling)
+        self.image_pooler = Pooler(fusion.hidden_size, fusion.pooling)
+        self.image_embedding = nn.Linear(self.vision_encoder.hidden_size, fusion.embedding_size)
+        self.text_embedding = nn.Linear(self.text_encoder.hidden_size, fusion.embedding_size)
+        self.match_head = nn.Linear(2 * fusion.hidden_size, 1)
+        self.task_heads = nn.ModuleDict(
+            {
+                output_name(task.name): TaskHead(
+                    2 * fusion.hidden_size, len(task.outputs), config.dropout
+                )
+                for task in tasks
+                if task.kind != "retrieval"
+            }
+        )
+        for name, part in self.named_children():
+            if name not in ("vision_encoder", "text_encoder"):  # these initialise themselves
+                part.apply(_initialise)
+
+    def encode_image(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) -> image_tokens (B, 1 + N, Dv) and unit image_embedding (B, E)."""
+        tokens = self.vision_encoder(pixel_values)
+        return tokens, _unit(self.image_embedding(tokens.mean(dim=1)))
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, L) ids and mask -> text_tokens (B, L, Dt) and unit text_embedding (B, E)."""
+        tokens = self.text_encoder(input_ids, attention_mask)
+        return tokens, _unit(self.text_embedding(tokens[:, 0]))
+
+    def fuse_tokens(
+        self,
+        image_tokens: Tensor,
+        text_tokens: Tensor,
+        attention_mask: Tensor,
+        structured_values: Tensor,
+        structured_mask: Tensor,
+    ) -> Tensor:
+        """Joint vectors (B, 2 D): pooled text, then pooled image."""
+        text, image, mask = self.fusion(
+            image_tokens, text_tokens, attention_mask, structured_values, structured_mask
+        )
+        # the text's class token follows the structured values
+        pooled_text = self.text_pooler(text, mask, self.num_fields)
+        pooled_image = self.image_pooler(image, None, 0)
+        return torch.cat([pooled_text, pooled_image], dim=-1)
+
+    def fuse(
+        self,
+        image_tokens: Tensor,
+        text_tokens: Tensor,
+        attention_mask: Tensor,
+        structured_values: Tensor,
+        structured_mask: Tensor,
+    ) -> dict[str, Tensor]:
+        """All outputs of the fusion graph: `logits_<task>` (B, K) and `match_logit` (B,)."""
+        joint = self.fuse_tokens(
+            image_tokens, text_tokens, attention_mask, structured_values, structured_mask
+        )
+        outputs = {name: head(joint) for name, head in self.task_heads.items()}
+        outputs["match_logit"] = self.match_head(joint)[:, 0]
+        return outputs

@@ -1,0 +1,142 @@
+"""Supervised losses of classification and VQA tasks.
+
+* single-label: cross-entropy, optionally with class weights and label smoothing;
+* multi-label: binary cross-entropy, mean over the known labels (NaN = unknown is left out);
+* VQA: cross-entropy over the answers, or the paper's binary cross-entropy summed over the answers.
+
+Every example counts the same whatever its task; `loss_weight` scales a task. Answers outside the
+vocabulary teach nothing under cross-entropy and count as all-negative under `bce`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from umd_edge._answers import normalise_answer
+from umd_edge._records import Example, ExampleSet
+from umd_edge._task import TaskSpec
+
+from ..batches import answer_index
+from ..corpus import Corpus
+from ..recipe import Recipe, TaskTraining
+
+__all__ = ["SupervisedObjective", "classification_loss", "multi_label_loss", "vqa_loss"]
+
+_IGNORED = -100
+
+
+def classification_loss(
+    logits: Tensor, targets: Tensor, weights: Tensor | None, label_smoothing: float
+) -> Tensor:
+    """Cross-entropy of each example.
+
+    Args:
+        logits: (E, K) float32.
+        targets: (E,) int64; -100 is ignored and gives 0.
+        weights: (K,) float32 weight of each class, or None.
+        label_smoothing: Part of the target spread over all classes.
+
+    Returns:
+        (E,) float32.
+    """
+    return functional.cross_entropy(
+        logits,
+        targets,
+        weight=weights,
+        ignore_index=_IGNORED,
+        reduction="none",
+        label_smoothing=label_smoothing,
+    )
+
+
+def multi_label_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Binary cross-entropy of each example, mean over its known labels.
+
+    Args:
+        logits: (E, K) float32.
+        targets: (E, K) float32 with NaN = unknown.
+
+    Returns:
+        (E,) float32; 0 where nothing is known.
+    """
+    known = ~torch.isnan(targets)
+    terms = functional.binary_cross_entropy_with_logits(
+        logits, torch.nan_to_num(targets), reduction="none"
+    )
+    return (terms * known).sum(dim=1) / known.sum(dim=1).clamp(min=1)
+
+
+def vqa_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """The paper's VQA loss: binary cross-entropy summed over the answers, of each example.
+
+    Args:
+        logits: (E, K) float32.
+        targets: (E,) int64; -100 = no answer of the vocabulary is right.
+    """
+    hot = torch.zeros_like(logits)
+    inside = targets != _IGNORED
+    hot[inside, targets[inside]] = 1.0
+    terms = functional.binary_cross_entropy_with_logits(logits, hot, reduction="none")
+    return terms.sum(dim=1)
+
+
+class SupervisedObjective:
+    """The weighted losses of all supervised tasks of a run."""
+
+    def __init__(self, recipe: Recipe, corpus: Corpus) -> None:
+        self.tasks = corpus.tasks
+        self.training = [recipe.training_of(i) for i in range(len(corpus.tasks))]
+        self._answers = [answer_index(t.outputs) if t.kind == "vqa" else {} for t in corpus.tasks]
+        self._weights = [
+            self._class_weights(task, training, sets)
+            for task, training, sets in zip(corpus.tasks, self.training, corpus.train, strict=True)
+        ]
+
+    @staticmethod
+    def _class_weights(
+        task: TaskSpec, training: TaskTraining, sets: Sequence[ExampleSet]
+    ) -> Tensor | None:
+        if training.class_weight == "none" or task.kind != "classification" or task.multi_label:
+            return None
+        targets = [e.target for s in sets for e in s.examples if e.target is not None]
+        counts = np.maximum(np.sum(targets, axis=0), 1.0)
+        power = {"sqrt": -0.5, "balanced": -1.0}[training.class_weight]
+        weights = counts**power
+        # an average example keeps the weight 1
+        weights /= (weights * counts).sum() / counts.sum()
+        return torch.tensor(weights, dtype=torch.float32)
+
+    def _targets(self, index: int, examples: Sequence[Example]) -> Tensor:
+        if self.tasks[index].kind == "vqa":
+            rows = []
+            for example in examples:
+                answers = example.reference.answers if example.reference else ()
+                known = (self._answers[index].get(normalise_answer(a)) for a in answers)
+                rows.append(next((row for row in known if row is not None), _IGNORED))
+            return torch.tensor(rows)
+        stacked = torch.from_numpy(np.stack([e.target for e in examples if e.target is not None]))
+        return stacked if self.tasks[index].multi_label else stacked.argmax(dim=1)
+
+    def losses(self, index: int, logits: Tensor, examples: Sequence[Example]) -> Tensor:
+        """Unweighted loss of each example of task `index`.
+
+        Args:
+            index: Which task.
+            logits: (E, K) float32.
+            examples: E examples.
+
+        Returns:
+            (E,) float32.
+        """
+        targets = self._targets(index, examples)
+        task, training = self.tasks[index], self.training[index]
+        if task.kind == "vqa" and training.loss == "bce":
+            return vqa_loss(logits, targets)
+        if task.multi_label:
+            return multi_label_loss(logits, targets)
+        return classification_loss(logits, targets, self._weights[index], training.label_smoothing)

@@ -1,0 +1,208 @@
+"""A run's settings: a TOML recipe with `--set a.b=c` on top."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from umd_edge._task import TaskSpec
+from umd_edge.errors import UsageError
+
+from .config import from_dict, model_config
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pragma: no cover - exercised on Python 3.10 only
+    import tomli as tomllib
+
+__all__ = ["Recipe", "load_recipe"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetConfig:
+    """One JSONL data set of a run."""
+
+    name: str
+    path: str
+    """Folder below the data directory; holds `train.jsonl`, `val.jsonl`, `test.jsonl`."""
+    prefix: str = ""
+    """In front of the files' names, such as `images_` for one line a picture."""
+    flip: bool = False
+    """Mirror left and right in training; only where no text or label speaks of a side."""
+    repeat: int = 1
+    """How often its pictures are drawn in one epoch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskTraining:
+    """How one task is trained, beside its `TaskSpec`."""
+
+    datasets: tuple[str, ...]
+    loss_weight: float = 1.0
+    class_weight: Literal["none", "sqrt", "balanced"] = "none"
+    """Weight of a class in the loss: 1, count^-1/2 or count^-1, scaled to mean 1."""
+    loss: Literal["softmax", "bce"] = "softmax"
+    """`bce` is the paper's VQA loss: sigmoid cross-entropy summed over the answers."""
+    label_smoothing: float = 0.0
+    answer_min_count: int = 1
+    """VQA: answers rarer than this in the training split are left out of the vocabulary."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StructuredConfig:
+    """A structured field; mean, std and categories are fitted on the training split."""
+
+    name: str
+    kind: Literal["binary", "numeric", "categorical"]
+    unit: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimConfig:
+    """Optimisation of a fine-tuning run."""
+
+    epochs: int = 40
+    images_per_batch: int = 48
+    texts_per_image: int = 3
+    """Questions drawn for an image each time it is seen; it is encoded once for all of them."""
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    warmup_fraction: float = 0.05
+    gradient_clip: float = 1.0
+    average_decay: float = 0.998
+    """Decay of the weight average that is evaluated and kept; 0 keeps the last weights."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    structured_dropout: float = 0.3
+    """Chance that a present structured value is hidden."""
+    structured_dropout_all: float = 0.15
+    """Chance that all of an example's structured values are hidden."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AugmentConfig:
+    """Random changes of training pictures; all zero switches them off."""
+
+    scale: float = 0.35
+    """Largest part of the side that a crop may leave out."""
+    aspect: float = 0.15
+    """Largest relative change of the aspect ratio."""
+    rotate_degrees: float = 10.0
+    brightness: float = 0.2
+    contrast: float = 0.25
+    colour: float = 0.05
+    erase: float = 0.0
+    """Chance that a random rectangle is blanked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """When a run reports and saves."""
+
+    evaluate_every_epochs: int = 5
+    checkpoint_every_steps: int = 200
+    bootstrap: int = 0
+    """Resamples behind the intervals of evaluations during training."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Everything that decides a run, apart from the data themselves."""
+
+    name: str
+    seed: int = 0
+    allow_non_commercial: bool = False
+    train_splits: tuple[str, ...] = ("train",)
+    validation_splits: tuple[str, ...] = ("val",)
+    fold: int = -1
+    """With `folds`: which part of the training and validation pictures is held out."""
+    folds: int = 0
+    """Patient-wise cross-validation inside train + val; 0 uses the splits as they stand."""
+    model: dict[str, Any] = field(default_factory=dict)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    datasets: tuple[DatasetConfig, ...] = ()
+    structured_fields: tuple[StructuredConfig, ...] = ()
+    tasks: tuple[dict[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        model_config(self.model)  # reports a bad model table early
+        if not self.datasets or not self.tasks:
+            raise UsageError("recipe: at least one [[datasets]] and one [[tasks]] are needed")
+        if self.folds and not 0 <= self.fold < self.folds:
+            raise UsageError(f"recipe: fold {self.fold} given; 0..{self.folds - 1} is allowed")
+        names = {dataset.name for dataset in self.datasets}
+        for index, task in enumerate(self.tasks):
+            strangers = set(self.training_of(index).datasets) - names
+            if strangers:
+                raise UsageError(
+                    f"recipe: tasks[{index}].datasets names {sorted(strangers)}; "
+                    f"[[datasets]] has {sorted(names)}"
+                )
+            self.spec_of(task, ("?",))
+
+    def training_of(self, index: int) -> TaskTraining:
+        """The training-only settings of a task."""
+        own = {f.name for f in dataclasses.fields(TaskTraining)}
+        table = {key: value for key, value in self.tasks[index].items() if key in own}
+        return from_dict(TaskTraining, table, f"tasks[{index}]")
+
+    @staticmethod
+    def spec_of(task: dict[str, Any], outputs: tuple[str, ...] = ()) -> TaskSpec:
+        """The `TaskSpec` of a task table, with `outputs` where the table lists none."""
+        own = {f.name for f in dataclasses.fields(TaskTraining)}
+        table = {key: value for key, value in task.items() if key not in own}
+        key = "answers" if table.get("kind") == "vqa" else "labels"
+        if table.get("kind") != "retrieval":
+            table.setdefault(key, list(outputs))
+        target = table.get("target")
+        if isinstance(target, dict) and isinstance(target.get("map"), dict):
+            # TOML has no null: an empty string says "known, and not an output of this task"
+            mapping = {source: name or None for source, name in target["map"].items()}
+            table["target"] = {**target, "map": mapping}
+        return TaskSpec.from_dict(table, f"tasks.{table.get('name', '?')}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON object with every setting, defaults included."""
+        return dataclasses.asdict(self)
+
+
+def _assign(table: dict[str, Any], setting: str) -> None:
+    path, separator, text = setting.partition("=")
+    if not separator or not path:
+        raise UsageError(f"--set {setting!r}: write it as path.to.setting=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # an unquoted string
+    *parents, last = path.split(".")
+    for parent in parents:
+        table = table.setdefault(parent, {})
+        if not isinstance(table, dict):
+            raise UsageError(f"--set {setting!r}: {parent!r} is no table")
+    table[last] = value
+
+
+def load_recipe(path: str | Path, settings: tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: TOML file.
+        settings: `a.b=c` each; values are TOML, a bare word is a string.
+
+    Raises:
+        UsageError: The file is missing or broken, or holds an unknown or ill-typed setting.
+    """
+    try:
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"recipe {str(path)!r} cannot be read; give a TOML file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"recipe {str(path)!r} is not valid TOML: {error}") from error
+    for setting in settings:
+        _assign(table, setting)
+    table.setdefault("name", Path(path).stem)
+    return from_dict(Recipe, table, "recipe")
