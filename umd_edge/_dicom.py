@@ -11,15 +11,19 @@ Errors name tags, not values, and do not chain pydicom's own errors, which quote
 from __future__ import annotations
 
 import io
+import logging
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ._grey import VoiWindow, grey_to_uint8, lookup, to_uint8
-from ._headers import check_size, jpeg2000_size, jpeg_size
+from ._headers import check_size, jpeg2000_size, jpeg_size, repaired_sequential_jpeg
 from ._image import DicomFacts, LoadedImage
 from .errors import DicomInputError, MissingDependencyError, UmdEdgeError
 
@@ -39,7 +43,7 @@ _TAGS = [
     *("Segmented" + name + "Data" for name in _LUTS),
     *("PixelData", "FloatPixelData", "DoubleFloatPixelData"),
 ]
-_DEFLATED = "1.2.840.10008.1.2.1.99"
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
 _NO_IMAGES = {
     "1.2.840.10008.5.1.4.1.1.66.4": "a segmentation",
     "1.2.840.10008.5.1.4.1.1.66.7": "a segmentation",
@@ -48,9 +52,38 @@ _NO_IMAGES = {
 }
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR")
-# pydicom warns with the values of tags in the text. Warnings are silenced for the whole process
-# while a file is read, which only one thread may do at a time.
+# pydicom warns and logs with the values of tags in the text. Warnings are silenced for the whole
+# process while a file is read, which only one thread may do at a time; log lines of that thread.
 _LOCK = threading.Lock()
+_LOGGERS = ("pydicom", "pydicom.pixels.utils", "pydicom.pixels.decoders.base")
+
+
+class _Silence(logging.Filter):
+    """Drops what one thread logs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread = threading.get_ident()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Keep the lines of other threads."""
+        return record.thread != self._thread
+
+
+@contextmanager
+def _quiet_pydicom() -> Iterator[None]:
+    # A filter sees what its own logger is given, not what its children are.
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    silence = _Silence()
+    with _LOCK, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.addFilter(silence)
+        try:
+            yield
+        finally:
+            for logger in loggers:
+                logger.removeFilter(silence)
 
 
 def _pydicom() -> Any:
@@ -77,8 +110,7 @@ def load_dicom(data: bytes, name: str, frame: int | None) -> LoadedImage:
         MissingDependencyError: pydicom or the decoder of the transfer syntax is missing.
     """
     pydicom = _pydicom()
-    with _LOCK, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _quiet_pydicom():
         try:
             return _load(pydicom, data, name, frame)
         except UmdEdgeError:
@@ -114,14 +146,13 @@ def _load(pydicom: Any, data: bytes, name: str, frame: int | None) -> LoadedImag
 
 def _read(pydicom: Any, data: bytes, name: str) -> Any:
     is_file = data[128:132] == b"DICM"
-    if is_file:
-        meta = pydicom.filereader.read_file_meta_info(io.BytesIO(data))
-        # Unpacking could take any amount of memory.
-        if str(meta.get("TransferSyntaxUID", "")) == _DEFLATED:
-            raise DicomInputError(
-                f"{name}: the transfer syntax Deflated Explicit VR Little Endian is not read; save "
-                "it as Explicit VR Little Endian (`gdcmconv --raw`)"
-            )
+    # pydicom would unpack a deflated file whole, into any amount of memory. The UID has no other
+    # place in an image, so it is looked for without trusting the structure around it.
+    if _DEFLATED in data:
+        raise DicomInputError(
+            f"{name}: the transfer syntax Deflated Explicit VR Little Endian is not read; save it "
+            "as Explicit VR Little Endian (`gdcmconv --raw`)"
+        )
     dataset = pydicom.dcmread(io.BytesIO(data), force=not is_file, specific_tags=_TAGS)
     if "TransferSyntaxUID" not in dataset.file_meta:
         implicit, little = dataset.original_encoding
@@ -214,6 +245,12 @@ def _decode(
         raise MissingDependencyError(
             f"{name}: no decoder for the transfer syntax {syntax.name!r} is installed: {_INSTALL}"
         )
+    if syntax == pydicom.uid.JPEGExtended12Bit and int(dataset.BitsStored) > 8:
+        if find_spec("libjpeg") is None:
+            raise MissingDependencyError(
+                f"{name}: JPEG of 12 bits needs a decoder that the extra `dicom` does not bring "
+                "because of its licence (GPL-3.0): pip install pylibjpeg-libjpeg"
+            )
     if syntax.is_encapsulated:
         _check_codestream(pydicom, dataset, facts, index, name)
     array, meta = decoder.as_array(dataset, index=index, raw=False)
@@ -223,19 +260,23 @@ def _decode(
 
 
 def _check_codestream(pydicom: Any, dataset: Any, facts: DicomFacts, index: int, name: str) -> None:
-    """Refuse compressed data that claims another size than the header, before it is decoded."""
+    """Refuse compressed data of another size than the header says; mend a known slip in it."""
     offsets = None
     if "ExtendedOffsetTable" in dataset:
         offsets = (dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths)
     data = pydicom.encaps.get_frame(
         dataset.PixelData, index, number_of_frames=facts.frames, extended_offsets=offsets
     )
-    size = jpeg_size(data) if data[:2] == b"\xff\xd8" else jpeg2000_size(data)
+    is_jpeg = data[:2] == b"\xff\xd8"
+    size = jpeg_size(data) if is_jpeg else jpeg2000_size(data)
     if size is not None and size != (facts.columns, facts.rows):
         raise DicomInputError(
             f"{name}: the compressed pixels are {size[0]} x {size[1]}, Columns (0028,0011) and "
             f"Rows (0028,0010) say {facts.columns} x {facts.rows}; export it again"
         )
+    repaired = repaired_sequential_jpeg(data) if is_jpeg else data
+    if repaired != data:
+        dataset.PixelData = dataset.PixelData.replace(data, repaired)
 
 
 def _grey(

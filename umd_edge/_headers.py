@@ -5,15 +5,26 @@ A header can claim any size. Decoders believe it and allocate; so the claim is c
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from .errors import ImageInputError
 
-__all__ = ["MAX_PIXELS", "check_size", "jpeg2000_size", "jpeg_facts", "jpeg_size", "png_facts"]
+__all__ = [
+    "MAX_PIXELS",
+    "check_size",
+    "jpeg2000_size",
+    "jpeg_facts",
+    "jpeg_size",
+    "png_facts",
+    "repaired_sequential_jpeg",
+]
 
 MAX_PIXELS = 64_000_000
 MAX_SIDE = 65_535
 _MAX_JPEG_SCANS = 100
 # SOF markers: all of C0..CF but the tables C4, C8, CC; F7 is JPEG-LS.
 _SOF = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
+_EOI, _SOS = 0xD9, 0xDA
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD8)})
 
 
@@ -59,29 +70,47 @@ def png_facts(data: bytes, name: str) -> tuple[int, int]:
     return width, height
 
 
-def jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height from the first SOF segment; None where there is none."""
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Marker and position (of its FF) of each segment up to the first scan."""
     position, end = 2, len(data)
-    while position + 4 <= end:
-        if data[position] != 0xFF:
-            return None
+    while position + 4 <= end and data[position] == 0xFF:
         marker = data[position + 1]
         if marker == 0xFF:  # fill byte
             position += 1
-            continue
-        if marker in _STANDALONE:
+        elif marker in _STANDALONE:
             position += 2
-            continue
-        length = int.from_bytes(data[position + 2 : position + 4], "big")
-        if marker in _SOF:
-            if position + 9 > end:
-                return None
+        else:
+            yield marker, position
+            length = int.from_bytes(data[position + 2 : position + 4], "big")
+            if marker in (_EOI, _SOS) or length < 2:
+                return
+            position += 2 + length
+
+
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height from the first SOF segment; None where there is none."""
+    for marker, position in _jpeg_segments(data):
+        if marker in _SOF and position + 9 <= len(data):
             height = int.from_bytes(data[position + 5 : position + 7], "big")
             return int.from_bytes(data[position + 7 : position + 9], "big"), height
-        if marker in (0xD9, 0xDA) or length < 2:
-            return None
-        position += 2 + length
     return None
+
+
+def repaired_sequential_jpeg(data: bytes) -> bytes:
+    """The same bytes, with the end of the spectral selection set to 63 where 0 stands in its place.
+
+    In the sequential processes the value means nothing and must be 63. Some old DICOM writers left
+    0, which strict decoders refuse. Anything else is given back unchanged.
+    """
+    sequential = False
+    for marker, position in _jpeg_segments(data):
+        sequential = sequential or marker in (0xC0, 0xC1)
+        if marker == _SOS and sequential:
+            length = int.from_bytes(data[position + 2 : position + 4], "big")
+            place = position + 2 + length - 3
+            if data[place : place + 3] == b"\0\0\0":
+                return data[: place + 1] + b"\x3f" + data[place + 2 :]
+    return data
 
 
 def jpeg_facts(data: bytes, name: str) -> tuple[int, int]:

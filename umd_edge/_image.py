@@ -114,22 +114,28 @@ def _no_frame(frame: int | None) -> None:
 
 def _read_file(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            facts = os.fstat(file.fileno())
-            if not stat.S_ISREG(facts.st_mode):
-                raise ImageInputError(f"{str(path)!r} is no plain file; {_ALLOWED}")
-            if facts.st_size > MAX_FILE_BYTES:
-                raise ImageInputError(
-                    f"{str(path)!r} has {facts.st_size} bytes; at most {MAX_FILE_BYTES} are allowed"
-                )
-            return file.read(MAX_FILE_BYTES + 1)
+        # Looked at before it is opened: opening a pipe would wait for its other end.
+        facts = path.stat()
+        problem = _file_problem(facts)
+        data = b"" if problem else path.read_bytes()
     except FileNotFoundError as error:
         raise ImageInputError(f"no file at {str(path)!r}; give the path of an image") from error
-    except IsADirectoryError as error:
-        raise ImageInputError(f"{str(path)!r} is a directory; give one image file") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "the path is not valid"
         raise ImageInputError(f"{str(path)!r} cannot be read: {reason}") from error
+    if problem:
+        raise ImageInputError(f"{str(path)!r} {problem}")
+    return data
+
+
+def _file_problem(facts: os.stat_result) -> str:
+    if stat.S_ISDIR(facts.st_mode):
+        return "is a directory; give one image file"
+    if not stat.S_ISREG(facts.st_mode):
+        return f"is no plain file; {_ALLOWED}"
+    if facts.st_size > MAX_FILE_BYTES:
+        return f"has {facts.st_size} bytes; at most {MAX_FILE_BYTES} are allowed"
+    return ""
 
 
 def _from_bytes(data: bytes, name: str, frame: int | None) -> LoadedImage:

@@ -1,6 +1,6 @@
 """A bundle of a few kB with the real inputs and outputs and made-up weights.
 
-`tests/data/tiny.umd` is what `build_tiny_bundle` gives; building it needs `onnx`, using it does not.
+`tests/data/tiny.umd` is what `build_tiny_bundle` gives. Building needs `onnx`, using does not.
 Run this file to write it again: `python -m support.tiny_bundle` from `tests/`.
 """
 
@@ -163,9 +163,7 @@ class _Graph:
         ]
         self.add("QuantizeLinear", [x, *a], f"{output}.q")
         self.add("DequantizeLinear", [f"{output}.q", *a], f"{output}.a")
-        self.add(
-            "DequantizeLinear", [self.constant(f"{output}.weight", whole), *w], f"{output}.w"
-        )
+        self.add("DequantizeLinear", [self.constant(f"{output}.weight", whole), *w], f"{output}.w")
         return self.add("MatMul", [f"{output}.a", f"{output}.w"], output)
 
     def finish(self, name: str, inputs: list[Any], outputs: list[tuple[str, list[Any]]]) -> bytes:

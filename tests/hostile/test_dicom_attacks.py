@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import io
+import logging
+import time
+import traceback
+
+import numpy as np
+import pytest
+
+pydicom = pytest.importorskip("pydicom", reason="the extra `dicom` is not installed")
+
+from support.pictures import gradient, make_dicom  # noqa: E402
+from umd_edge import DicomInputError, ImageInputError, MissingDependencyError  # noqa: E402
+from umd_edge._image import load_image  # noqa: E402
+
+GREY = gradient()[..., 2]
+WIDE = GREY.astype(np.uint16) * 20
+
+
+def test_object_without_pixels_is_told_with_the_tag():
+    with pytest.raises(DicomInputError, match=r"PixelData \(7FE0,0010\)"):
+        load_image(make_dicom(GREY, PixelData=None))
+
+
+def test_structured_report_is_refused():
+    report = make_dicom(
+        GREY,
+        SOPClassUID="1.2.840.10008.5.1.4.1.1.88.33",
+        Modality="SR",
+        **dict.fromkeys(("PixelData", "Rows", "Columns", "BitsAllocated", "BitsStored")),
+        HighBit=None,
+        PhotometricInterpretation=None,
+    )
+    with pytest.raises(DicomInputError, match="structured reports"):
+        load_image(report)
+
+
+@pytest.mark.parametrize(
+    ("uid", "told"),
+    [
+        ("1.2.840.10008.5.1.4.1.1.66.4", "segmentation"),
+        ("1.2.840.10008.5.1.4.1.1.481.2", "dose"),
+    ],
+)
+def test_objects_that_are_no_pictures_are_refused(uid: str, told: str):
+    with pytest.raises(DicomInputError, match=told):
+        load_image(make_dicom(GREY, SOPClassUID=uid))
+
+
+@pytest.mark.parametrize(
+    ("tags", "told"),
+    [
+        ({"Rows": 60_000, "Columns": 60_000}, "60000 x 60000.*64 megapixels"),
+        ({"Rows": 0}, "0 pixels large"),
+        ({"Rows": None}, "Rows"),
+        ({"BitsStored": 12, "HighBit": 15}, "HighBit"),
+        ({"PhotometricInterpretation": "HSV"}, "PhotometricInterpretation"),
+        ({"PhotometricInterpretation": "ARGB"}, "PhotometricInterpretation"),
+        ({"Rows": 41}, "cannot be decoded"),
+        ({"BitsAllocated": 24}, "cannot be decoded"),
+        ({"WindowCenter": 100, "WindowWidth": 0}, "WindowWidth"),
+        ({"WindowCenter": 100, "WindowWidth": -5}, "WindowWidth"),
+        ({"WindowCenter": 1, "WindowWidth": 2, "VOILUTFunction": "CUBIC"}, "VOILUTFunction"),
+        ({"RescaleSlope": 0, "RescaleIntercept": 1}, "RescaleSlope"),
+        ({"PresentationLUTSequence": [pydicom.Dataset()]}, "PresentationLUTSequence"),
+        ({"NumberOfFrames": 1000}, "1000 frames"),
+        ({"NumberOfFrames": -3}, "name one"),
+    ],
+)
+def test_header_that_does_not_fit_is_told_with_its_tag(tags: dict, told: str):
+    with pytest.raises(ImageInputError, match=told):
+        load_image(make_dicom(WIDE, **{"BitsStored": 16, **tags}))
+
+
+def test_frames_that_are_not_in_the_pixels_are_refused():
+    with pytest.raises(DicomInputError, match="cannot be decoded"):
+        load_image(make_dicom(GREY, NumberOfFrames=1000), frame=900)
+
+
+def test_grey_values_that_are_all_equal_are_refused():
+    with pytest.raises(DicomInputError, match="equal"):
+        load_image(make_dicom(np.full((8, 8), 5, np.uint16)))
+    with pytest.raises(DicomInputError, match="equal"):
+        load_image(make_dicom(np.full((8, 8), 5, np.uint16), PixelPaddingValue=5))
+
+
+def test_not_a_number_in_the_header_is_refused():
+    data = make_dicom(WIDE, WindowCenter="12.5", WindowWidth="20.5")
+    with pytest.raises(DicomInputError, match=r"finite|cannot be decoded"):
+        load_image(data.replace(b"20.5", b"nan "))
+
+
+def test_deflated_file_is_refused_before_it_is_unpacked():
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    data = make_dicom(
+        np.zeros((2000, 2000), np.uint8), TransferSyntaxUID=DeflatedExplicitVRLittleEndian
+    )
+    with pytest.raises(DicomInputError, match="Deflated"):
+        load_image(data)
+
+
+@pytest.mark.parametrize("uid", ["1.2.840.10008.1.2.4.100", "1.2.3.4.5"])
+def test_transfer_syntax_that_is_not_known_is_a_named_error(uid: str):
+    data = make_dicom(GREY)
+    old = b"1.2.840.10008.1.2.1\0"
+    assert data.count(old) == 1
+    start = data.index(old)
+    new = uid.encode() + b"\0" * (len(uid) % 2)
+    length = len(new).to_bytes(2, "little")
+    data = data[: start - 2] + length + new + data[start + len(old) :]
+    group = data.index(b"\x02\x00\x00\x00UL\x04\x00") + 8
+    size = int.from_bytes(data[group : group + 4], "little") + len(new) - len(old)
+    data = data[:group] + size.to_bytes(4, "little") + data[group + 4 :]
+    with pytest.raises((DicomInputError, MissingDependencyError), match=r"TransferSyntax|transfer"):
+        load_image(data)
+
+
+def test_compressed_pixels_of_another_size_are_refused_before_decoding():
+    from PIL import Image
+    from pydicom.encaps import encapsulate
+    from pydicom.uid import JPEGBaseline8Bit
+
+    out = io.BytesIO()
+    Image.fromarray(GREY).save(out, "JPEG")
+    bomb = bytearray(out.getvalue())
+    start = bomb.index(b"\xff\xc0")
+    bomb[start + 5 : start + 9] = (60_000).to_bytes(2, "big") * 2
+    dataset = pydicom.dcmread(io.BytesIO(make_dicom(GREY)))
+    dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    dataset.PixelData = encapsulate([bytes(bomb)])
+    dataset["PixelData"].is_undefined_length = True
+    out = io.BytesIO()
+    dataset.save_as(out)
+    start_time = time.perf_counter()
+    with pytest.raises(DicomInputError, match="60000 x 60000"):
+        load_image(out.getvalue())
+    assert time.perf_counter() - start_time < 2
+
+
+@pytest.fixture(scope="module")
+def whole() -> bytes:
+    return make_dicom(WIDE, WindowCenter=1000, WindowWidth=500)
+
+
+def test_every_truncation_is_an_input_error(whole: bytes):
+    for length in [*range(1, 700, 7), *range(700, len(whole) - 1, 301)]:
+        with pytest.raises(ImageInputError):
+            load_image(whole[:length])
+
+
+def test_flipped_bytes_never_raise_another_error_and_never_tell_the_patient(whole: bytes, caplog):
+    rng = np.random.default_rng(1)
+    caplog.set_level(logging.DEBUG)
+    for _ in range(200):
+        damaged = bytearray(whole)
+        for position in rng.integers(0, 700, 3):
+            damaged[position] = rng.integers(0, 256)
+        try:
+            load_image(bytes(damaged))
+        except (ImageInputError, MissingDependencyError) as error:
+            told = "".join(traceback.format_exception(error))
+            assert "Secret" not in told
+            assert "SECRET-ID" not in told
+    assert "Secret" not in caplog.text
+
+
+def test_value_of_a_broken_tag_is_in_no_message_warning_or_log(recwarn, caplog):
+    data = make_dicom(WIDE, WindowCenter="1000", WindowWidth="5000", BodyPartExamined="CHEST")
+    damaged = data.replace(b"5000", b"JANE").replace(b"CHEST", b"D\xffE12")
+    with pytest.raises(DicomInputError) as caught:
+        load_image(damaged)
+    told = "".join(traceback.format_exception(caught.value))
+    assert "JANE" not in told + caplog.text
+    assert not recwarn.list
+
+
+def test_deeply_nested_sequences_are_survived():
+    from pydicom.dataset import Dataset
+
+    inner = Dataset()
+    for _ in range(60):
+        outer = Dataset()
+        outer.ReferencedSeriesSequence = [inner]
+        inner = outer
+    data = make_dicom(GREY, ReferencedSeriesSequence=[inner])
+    assert np.array_equal(load_image(data).pixels[..., 0], GREY)
+
+
+def test_magic_without_anything_behind_it_is_refused():
+    with pytest.raises(DicomInputError):
+        load_image(b"\0" * 128 + b"DICM")
+    with pytest.raises(DicomInputError):
+        load_image(b"\0" * 128 + b"DICM" + b"\xff" * 500)
+
+
+@pytest.mark.parametrize("name", ["test-SR.dcm", "reportsi.dcm", "rtplan.dcm", "waveform_ecg.dcm"])
+def test_carried_objects_without_pixels_are_refused(name: str):
+    from pathlib import Path
+
+    path = Path(pydicom.__file__).parent / "data" / "test_files" / name
+    if not path.is_file():
+        pytest.skip(f"this pydicom does not carry {name}")
+    with pytest.raises(DicomInputError, match="without pixels"):
+        load_image(path)

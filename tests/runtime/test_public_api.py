@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import inspect
+import re
+
+import pytest
+
+import umd_edge
+from umd_edge import errors
+
+SIGNATURES = {
+    "load": "(path, options=None, *, provider=None, variant=None, threads=None)",
+    "default": "(options=None)",
+    "encode": "(self, image, *, frame=None)",
+    "ask": "(self, image, question, *, task=None, frame=None)",
+    "classify": "(self, image, task, *, text=None, structured=None, frame=None)",
+    "verify": "(self)",
+}
+
+
+def _bare(function) -> str:
+    signature = inspect.signature(function)
+    parameters = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+    return str(signature.replace(parameters=parameters, return_annotation=signature.empty))
+
+
+@pytest.mark.parametrize("name", sorted(SIGNATURES))
+def test_predictor_signature_is_as_documented(name: str):
+    assert _bare(getattr(umd_edge.Predictor, name)) == SIGNATURES[name]
+
+
+def test_encoded_image_offers_the_one_shot_calls():
+    assert _bare(umd_edge.EncodedImage.ask) == "(self, question, *, task=None)"
+    assert _bare(umd_edge.EncodedImage.classify) == "(self, task, *, text=None, structured=None)"
+
+
+def test_all_names_exist_and_are_sorted():
+    assert umd_edge.__all__ == sorted(umd_edge.__all__)
+    assert all(hasattr(umd_edge, name) for name in umd_edge.__all__)
+
+
+def test_every_error_is_public():
+    assert set(errors.__all__) <= set(umd_edge.__all__)
+
+
+def test_version_is_a_semantic_version():
+    assert re.fullmatch(r"\d+\.\d+\.\d+", umd_edge.__version__)
+
+
+@pytest.mark.parametrize("name", sorted(errors.__all__))
+def test_every_error_derives_from_the_root_and_has_a_documented_exit_code(name: str):
+    error = getattr(errors, name)
+    assert issubclass(error, umd_edge.UmdEdgeError)
+    assert error.exit_code in range(1, 6)
+    assert name in (errors.__doc__ or "")
+
+
+@pytest.mark.parametrize(
+    ("error", "builtin"),
+    [
+        (errors.BundleNotFoundError, FileNotFoundError),
+        (errors.ManifestError, ValueError),
+        (errors.InputError, ValueError),
+        (errors.MissingDependencyError, ImportError),
+    ],
+)
+def test_errors_can_be_caught_as_builtins(error: type, builtin: type):
+    assert issubclass(error, builtin)
