@@ -69,9 +69,12 @@ def commit() -> str:
     return done.stdout.strip()
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file under a temporary name, then give it its own."""
     text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text + "\n", encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def write_directory_atomically(path: Path, writer: Any) -> None:
@@ -148,7 +151,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, tensors: Mapping[str, 
         tensors: The weights to write, by the model's own names.
     """
     save_weights(folder, tensors)
-    _write_json(
+    write_json(
         folder / "config.json",
         {
             "format_version": _FORMAT,
@@ -158,8 +161,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, tensors: Mapping[str, 
             "structured_fields": [field.to_dict() for field in checkpoint.structured_fields],
         },
     )
-    _write_json(folder / "tasks.json", [task.to_dict() for task in checkpoint.tasks])
-    _write_json(folder / "provenance.json", checkpoint.provenance)
+    write_json(folder / "tasks.json", [task.to_dict() for task in checkpoint.tasks])
+    write_json(folder / "provenance.json", checkpoint.provenance)
     (folder / "tokenizer.json").write_bytes(checkpoint.tokenizer_json)
 
 

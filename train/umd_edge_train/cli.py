@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from umd_edge._task import OnUnmapped
-from umd_edge.errors import UmdEdgeError
+from umd_edge.errors import UmdEdgeError, UsageError
 
 from .data_cli import data as data_group
 
@@ -72,8 +72,15 @@ def finetune(
     click.echo(f"checkpoint: {out / 'final'}", err=True)
 
 
+_CHECKPOINT = click.argument("checkpoint", type=click.Path(path_type=Path))
+_DATA = click.option(
+    "--data", type=click.Path(path_type=Path), required=True, help="Data sets' folder."
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+
+
 @main.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@_CHECKPOINT
 @click.option("--task", required=True, help="Name of a task of the checkpoint.")
 @click.option(
     "--data",
@@ -84,8 +91,7 @@ def finetune(
     help="JSONL manifest; may be given several times.",
 )
 @click.option("--on-unmapped", type=click.Choice(["error", "drop"]), help="Unknown labels.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-@click.option("--log", type=click.Path(path_type=Path), help="Append the figures to this log.")
+@_JSON
 @_reports_errors
 def evaluate(
     checkpoint: Path,
@@ -93,20 +99,58 @@ def evaluate(
     manifests: tuple[Path, ...],
     on_unmapped: OnUnmapped | None,
     as_json: bool,
-    log: Path | None,
 ) -> None:
-    """Evaluate a checkpoint with the metrics of `umd-edge evaluate`."""
+    """Evaluate one task on any JSONL, with the metrics of `umd-edge evaluate`."""
     from .checkpoint import load_checkpoint
-    from .evaluate import append_log, evaluate_checkpoint
+    from .evaluate import evaluate_checkpoint
 
     report = evaluate_checkpoint(load_checkpoint(checkpoint), task, manifests, on_unmapped)
-    if log:
-        append_log(log, f"checkpoint {checkpoint.name}", manifests, report)
     if as_json:
         click.echo(json.dumps(report))
-    else:
-        click.echo(f"{report['n']} records, {report['dropped']} dropped")
-        _print_metrics(task, report["metrics"])
+        return
+    click.echo(f"{report['n']} records, {report['dropped']} dropped")
+    _print_metrics(task, report["metrics"])
+
+
+@main.command()
+@_CHECKPOINT
+@_DATA
+@click.option("--split", type=click.Choice(["train", "val", "test"]), default="val")
+@click.option("--log", type=click.Path(path_type=Path), help="Append the figures to this log.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the figures as JSON.")
+@_reports_errors
+def report(checkpoint: Path, data: Path, split: str, log: Path | None, out: Path | None) -> None:
+    """Report all tasks on one split, with baselines; a look at the test split must be logged."""
+    from .checkpoint import load_checkpoint, write_json
+    from .report import append_report, report_split
+
+    if split == "test" and log is None:
+        raise UsageError("a look at the test split must be logged; give --log FILE")
+    figures = report_split(load_checkpoint(checkpoint), data, split)
+    if log:
+        append_report(log, f"checkpoint `{checkpoint.name}`", figures)
+    if out:
+        write_json(out, figures)
+    for name, task in figures["tasks"].items():
+        _print_metrics(name, task["metrics"])
+
+
+@main.command()
+@_CHECKPOINT
+@click.option("--task", required=True, help="A single-label classification.")
+@click.option("--train", type=click.Path(path_type=Path), required=True, help="JSONL manifest.")
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="JSONL manifest.")
+@click.option("--positive", multiple=True, required=True, help="Label whose recall matters.")
+@_reports_errors
+def dependence(
+    checkpoint: Path, task: str, train: Path, data: Path, positive: tuple[str, ...]
+) -> None:
+    """How a task fares without single inputs, and what their mere presence gives away (JSON)."""
+    from .checkpoint import load_checkpoint
+    from .dependence import dependence_report
+
+    loaded = load_checkpoint(checkpoint)
+    click.echo(json.dumps(dependence_report(loaded, task, train, data, positive), indent=1))
 
 
 def _print_metrics(task: str, metrics: dict[str, dict[str, Any]]) -> None:

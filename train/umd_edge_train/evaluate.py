@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,11 @@ from umd_edge._task import OnUnmapped, TaskSpec, output_name
 from umd_edge._tokenizer import TextTokenizer
 from umd_edge.errors import DataError, UnknownTaskError
 
-from .checkpoint import Checkpoint, commit
+from .checkpoint import Checkpoint
 from .models import UMDModel
 from .pictures import PictureStore
 
-__all__ = ["append_log", "evaluate_checkpoint", "evaluate_task", "task_logits"]
+__all__ = ["evaluate_checkpoint", "evaluate_task", "task_logits"]
 
 
 def _chunks(examples: Sequence[Example], pictures: int) -> Iterable[list[Example]]:
@@ -105,6 +104,18 @@ def evaluate_task(
     )
 
 
+def find_task(tasks: Sequence[TaskSpec], name: str) -> TaskSpec:
+    """The classification or VQA task of that name.
+
+    Raises:
+        UnknownTaskError: There is none.
+    """
+    known = {task.name: task for task in tasks if task.kind != "retrieval"}
+    if name not in known:
+        raise UnknownTaskError(f"task {name!r} given; this checkpoint has {sorted(known)}")
+    return known[name]
+
+
 def evaluate_checkpoint(
     checkpoint: Checkpoint,
     task_name: str,
@@ -126,10 +137,7 @@ def evaluate_checkpoint(
         UnknownTaskError: The checkpoint has no such task.
         DataError: A manifest is broken, or holds no record of the task.
     """
-    task = next((t for t in checkpoint.tasks if t.name == task_name), None)
-    if task is None or task.kind == "retrieval":
-        names = [t.name for t in checkpoint.tasks if t.kind != "retrieval"]
-        raise UnknownTaskError(f"task {task_name!r} given; this checkpoint has {names}")
+    task = find_task(checkpoint.tasks, task_name)
     records = [record for path in manifests for record in read_records(path)]
     found = build_examples(records, task, checkpoint.structured_fields, on_unmapped=on_unmapped)
     if not found.examples:
@@ -145,24 +153,3 @@ def evaluate_checkpoint(
         "dropped": sum(found.dropped.values()),
         "metrics": {name: value.to_dict() for name, value in metrics.items()},
     }
-
-
-def append_log(log: Path, subject: str, manifests: Sequence[Path], report: dict[str, Any]) -> None:
-    """Append date, commit and figures of one evaluation to a Markdown log."""
-    lines = [
-        f"\n### {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC, {report['task']}, {subject}\n",
-        f"Commit `{commit()}`; data: "
-        + ", ".join(f"`{path.parent.name}/{path.name}`" for path in manifests)
-        + f"; {report['n']} records, {report['dropped']} dropped.\n",
-        "| metric | value | 95 % interval | n |",
-        "| --- | --- | --- | --- |",
-    ]
-    for name, metric in report["metrics"].items():
-        if metric["value"] is None:
-            lines.append(f"| {name} | undefined | | {metric['n']} |")
-            continue
-        low, high = metric["low"], metric["high"]
-        interval = "" if low is None else f"{low:.3f} to {high:.3f}"
-        lines.append(f"| {name} | {metric['value']:.3f} | {interval} | {metric['n']} |")
-    with log.open("a", encoding="utf-8") as handle:
-        handle.write("\n".join(lines) + "\n")

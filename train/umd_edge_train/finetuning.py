@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import platform
 import shutil
 import sys
@@ -37,6 +36,7 @@ from .checkpoint import (
     save_checkpoint,
     save_weights,
     write_directory_atomically,
+    write_json,
 )
 from .config import model_config
 from .corpus import Corpus, load_corpus
@@ -261,12 +261,6 @@ class FineTuning:
         )
 
 
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def _start(run: FineTuning, resume: bool) -> None:
     """Check the run folder against what was asked, and load a checkpoint to resume from."""
     saved = run.out / "recipe.json"
@@ -284,7 +278,7 @@ def _start(run: FineTuning, resume: bool) -> None:
             f"{run.out} already holds a run; continue it with --resume or give another folder"
         )
     run.out.mkdir(parents=True, exist_ok=True)
-    _write_json(saved, recipe)
+    write_json(saved, recipe)
 
 
 def finetune(
@@ -346,7 +340,7 @@ def finetune(
                     on_step(run.step)
     if not metrics:
         metrics = run.validate()
-    _write_json(out / "metrics.json", {"step": run.step, "validation": metrics})
+    write_json(out / "metrics.json", {"step": run.step, "validation": metrics})
     history.draw(out / "curves.png")
     run.save_final(metrics)
     return metrics

@@ -18,7 +18,7 @@ if sys.version_info >= (3, 11):
 else:  # pragma: no cover - exercised on Python 3.10 only
     import tomli as tomllib
 
-__all__ = ["Recipe", "load_recipe"]
+__all__ = ["Recipe", "load_recipe", "recipe_from_dict"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,4 +205,13 @@ def load_recipe(path: str | Path, settings: tuple[str, ...] = ()) -> Recipe:
     for setting in settings:
         _assign(table, setting)
     table.setdefault("name", Path(path).stem)
+    return recipe_from_dict(table)
+
+
+def recipe_from_dict(table: dict[str, Any]) -> Recipe:
+    """A recipe from its table, such as the one in a checkpoint's provenance.
+
+    Raises:
+        UsageError: Unknown or ill-typed setting.
+    """
     return from_dict(Recipe, table, "recipe")

@@ -1,0 +1,172 @@
+"""All tasks of a checkpoint on one split of its own data sets, with baselines, and its log entry.
+
+This is the one way in which a test split is looked at, and each look is logged.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from umd_edge._answers import normalise_answer
+from umd_edge._evaluation import MetricValue, evaluate_classification, evaluate_vqa
+from umd_edge._records import Example, Record, build_examples, read_records
+from umd_edge._task import TaskSpec
+from umd_edge._tokenizer import TextTokenizer
+from umd_edge.errors import DataError
+
+from .checkpoint import Checkpoint, commit
+from .evaluate import evaluate_task
+from .pictures import PictureStore
+from .recipe import DatasetConfig, Recipe, recipe_from_dict
+
+__all__ = ["append_report", "report_split"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One task on one data set."""
+
+    name: str
+    task: TaskSpec
+    train: tuple[Example, ...]
+    held_out: tuple[Example, ...]
+    dropped: int
+
+
+def _records(data: Path, dataset: DatasetConfig, split: str, free_only: bool) -> list[Record]:
+    records = read_records(data / dataset.path / f"{dataset.prefix}{split}.jsonl")
+    return [r for r in records if not free_only or r.raw.get("non_commercial") is False]
+
+
+def _parts(checkpoint: Checkpoint, recipe: Recipe, data: Path, split: str) -> list[_Part]:
+    datasets = {dataset.name: dataset for dataset in recipe.datasets}
+    free_only = not recipe.allow_non_commercial
+    parts = []
+    for index, task in enumerate(checkpoint.tasks):
+        if task.kind == "retrieval":
+            continue
+        for name in recipe.training_of(index).datasets:
+            train = [
+                record
+                for part in recipe.train_splits
+                for record in _records(data, datasets[name], part, free_only)
+            ]
+            held_out = _records(data, datasets[name], split, free_only)
+            fields = checkpoint.structured_fields
+            seen = build_examples(train, task, fields, on_unmapped="drop")
+            found = build_examples(held_out, task, fields)
+            if not found.examples:
+                raise DataError(f"{name}/{split}.jsonl holds no record of task {task.name!r}")
+            dropped = sum(found.dropped.values())
+            parts.append(_Part(f"{task.name}/{name}", task, seen.examples, found.examples, dropped))
+    return parts
+
+
+def _question_prior(part: _Part) -> dict[str, MetricValue]:
+    """Baseline that never sees the picture: the question's most frequent training answer."""
+    by_question: dict[str, Counter[str]] = defaultdict(Counter)
+    overall: Counter[str] = Counter()
+    for example in part.train:
+        if example.reference is not None:
+            answer = normalise_answer(example.reference.answers[0])
+            by_question[example.text.casefold()][answer] += 1
+            overall[answer] += 1
+    default = overall.most_common(1)[0][0]
+    predictions = []
+    for example in part.held_out:
+        counts = by_question.get(example.text.casefold())
+        predictions.append(counts.most_common(1)[0][0] if counts else default)
+    return evaluate_vqa(
+        predictions=predictions,
+        confidences=np.ones(len(predictions)),
+        references=[e.reference for e in part.held_out if e.reference is not None],
+        groups=[e.group for e in part.held_out],
+    )
+
+
+def _label_prior(part: _Part) -> dict[str, MetricValue]:
+    """Baseline that sees nothing: the training frequencies of the labels."""
+    targets = np.stack([e.target for e in part.train if e.target is not None])
+    prior = np.nanmean(targets, axis=0).astype(np.float64)
+    return evaluate_classification(
+        probabilities=np.tile(prior, (len(part.held_out), 1)),
+        targets=np.stack([e.target for e in part.held_out if e.target is not None]),
+        groups=[e.group for e in part.held_out],
+        labels=part.task.outputs,
+        multi_label=part.task.multi_label,
+        operating_points=part.task.operating_points,
+    )
+
+
+def report_split(checkpoint: Checkpoint, data: Path, split: str) -> dict[str, Any]:
+    """Metrics and baselines of every task on every data set that it was trained on.
+
+    Args:
+        checkpoint: Its provenance holds the recipe, which names the data sets.
+        data: Folder of the data sets.
+        split: `train`, `val` or `test`.
+
+    Returns:
+        `{"split", "commit", "created", "tasks": {"<task>/<data set>": {"n", "dropped", "metrics",
+        "baseline"}}}`.
+
+    Raises:
+        DataError: A manifest is missing or holds no record of a task.
+    """
+    recipe = recipe_from_dict(checkpoint.provenance.get("recipe", {}))
+    parts = _parts(checkpoint, recipe, data, split)
+    spec = checkpoint.preprocess
+    paths = sorted({e.image_path for part in parts for e in part.held_out})
+    store = PictureStore(paths, spec.height, spec.width, spec.coefficient_bits)
+    tokenizer = TextTokenizer.from_bytes(checkpoint.tokenizer_json, checkpoint.max_length)
+    tasks: dict[str, Any] = {}
+    for part in parts:
+        metrics = evaluate_task(checkpoint.model, part.task, part.held_out, store, tokenizer, spec)
+        baseline = _question_prior(part) if part.task.kind == "vqa" else _label_prior(part)
+        tasks[part.name] = {
+            "n": len(part.held_out),
+            "dropped": part.dropped,
+            "metrics": {name: value.to_dict() for name, value in metrics.items()},
+            "baseline": {name: value.to_dict() for name, value in baseline.items()},
+        }
+    return {
+        "split": split,
+        "commit": commit(),
+        "created": datetime.now(timezone.utc).replace(microsecond=0).isoformat(),
+        "tasks": tasks,
+    }
+
+
+def _row(name: str, metric: dict[str, Any], baseline: dict[str, Any] | None) -> str:
+    def number(value: float | None) -> str:
+        return "undefined" if value is None else f"{value:.3f}"
+
+    low, high = metric["low"], metric["high"]
+    interval = "" if low is None else f"{low:.3f} to {high:.3f}"
+    beside = number(baseline["value"]) if baseline else ""
+    return f"| {name} | {number(metric['value'])} | {interval} | {metric['n']} | {beside} |"
+
+
+def append_report(log: Path, subject: str, report: dict[str, Any]) -> None:
+    """Append date, commit and figures of a report to a Markdown log."""
+    lines = [
+        f"\n## {report['created'][:16].replace('T', ' ')} UTC: {report['split']} split, {subject}",
+        f"\nCommit `{report['commit']}`.",
+    ]
+    for name, task in report["tasks"].items():
+        lines += [
+            f"\n{name}: {task['n']} records, {task['dropped']} dropped. The baseline is the most "
+            "frequent training answer to the same question, or the training frequencies.\n",
+            "| metric | value | 95 % interval | n | baseline |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        baseline = task["baseline"]
+        lines += [_row(key, metric, baseline.get(key)) for key, metric in task["metrics"].items()]
+    with log.open("a", encoding="utf-8") as handle:
+        handle.write("\n".join(lines) + "\n")
