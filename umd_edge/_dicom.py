@@ -16,12 +16,12 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ._gdcm import decode_jpeg_12_bit
 from ._grey import VoiWindow, grey_to_uint8, lookup, to_uint8
 from ._headers import check_size, jpeg2000_size, jpeg_size, repaired_sequential_jpeg
 from ._image import DicomFacts, LoadedImage
@@ -245,22 +245,20 @@ def _decode(
         raise MissingDependencyError(
             f"{name}: no decoder for the transfer syntax {syntax.name!r} is installed: {_INSTALL}"
         )
-    if syntax == pydicom.uid.JPEGExtended12Bit and int(dataset.BitsStored) > 8:
-        if find_spec("libjpeg") is None:
-            raise MissingDependencyError(
-                f"{name}: JPEG of 12 bits needs a decoder that the extra `dicom` does not bring "
-                "because of its licence (GPL-3.0): pip install pylibjpeg-libjpeg"
-            )
     if syntax.is_encapsulated:
-        _check_codestream(pydicom, dataset, facts, index, name)
+        data = _checked_codestream(pydicom, dataset, facts, index, name)
+        if syntax == pydicom.uid.JPEGExtended12Bit and int(dataset.BitsStored) > 8:
+            return decode_jpeg_12_bit(data, facts.rows, facts.columns), facts.photometric
     array, meta = decoder.as_array(dataset, index=index, raw=False)
     if array.shape[:2] != (facts.rows, facts.columns):
         raise DicomInputError(f"{name}: the pixels are not of Rows x Columns; export it again")
     return array, str(meta["photometric_interpretation"])
 
 
-def _check_codestream(pydicom: Any, dataset: Any, facts: DicomFacts, index: int, name: str) -> None:
-    """Refuse compressed data of another size than the header says; mend a known slip in it."""
+def _checked_codestream(
+    pydicom: Any, dataset: Any, facts: DicomFacts, index: int, name: str
+) -> bytes:
+    """One frame's data; refused when its size is not the header's, a known slip in it mended."""
     offsets = None
     if "ExtendedOffsetTable" in dataset:
         offsets = (dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths)
@@ -277,6 +275,7 @@ def _check_codestream(pydicom: Any, dataset: Any, facts: DicomFacts, index: int,
     repaired = repaired_sequential_jpeg(data) if is_jpeg else data
     if repaired != data:
         dataset.PixelData = dataset.PixelData.replace(data, repaired)
+    return repaired
 
 
 def _grey(

@@ -286,14 +286,6 @@ def test_old_writers_wrong_scan_end_is_mended():
     assert np.array_equal(load_image(bad).pixels, load_image(good).pixels)
 
 
-def test_without_the_12_bit_decoder_its_name_is_told(monkeypatch: pytest.MonkeyPatch):
-    from umd_edge import _dicom
-
-    monkeypatch.setattr(_dicom, "find_spec", lambda name: None)
-    with pytest.raises(MissingDependencyError, match="pylibjpeg-libjpeg"):
-        load_image(_carried("JPGExtended.dcm"))
-
-
 def test_compressed_file_gives_the_pixels_of_the_plain_one():
     plain, packed = _carried("MR_small.dcm"), _carried("MR_small_RLE.dcm")
     assert np.array_equal(load_image(plain).pixels, load_image(packed).pixels)
