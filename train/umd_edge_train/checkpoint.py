@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from umd_edge._preprocess import PreprocessSpec
@@ -28,7 +28,13 @@ from umd_edge.errors import UmdEdgeError
 from .config import ModelConfig, from_dict
 from .models import UMDModel
 
-__all__ = ["Checkpoint", "CheckpointError", "load_checkpoint", "save_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "load_checkpoint",
+    "pack_checkpoint",
+    "save_checkpoint",
+]
 
 _FORMAT = 1
 _PART_BYTES = 15 * 2**20
@@ -117,7 +123,8 @@ def save_weights(folder: Path, tensors: Mapping[str, Tensor], name: str = "model
         size += bytes_
     for index, part in enumerate(parts, start=1):
         suffix = "" if len(parts) == 1 else f"-{index:05d}-of-{len(parts):05d}"
-        save_file(part, str(folder / f"{name}{suffix}.safetensors"))
+        # not save_file: it makes files that only their owner may read
+        (folder / f"{name}{suffix}.safetensors").write_bytes(save(part))
 
 
 def load_weights(folder: Path, name: str = "model") -> dict[str, Tensor]:
@@ -164,6 +171,23 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, tensors: Mapping[str, 
     write_json(folder / "tasks.json", [task.to_dict() for task in checkpoint.tasks])
     write_json(folder / "provenance.json", checkpoint.provenance)
     (folder / "tokenizer.json").write_bytes(checkpoint.tokenizer_json)
+
+
+def pack_checkpoint(checkpoint: Checkpoint, out: Path) -> None:
+    """Write a checkpoint for keeping: matrices in float16, no optimiser state.
+
+    Vectors (biases, norms, running statistics) stay float32. Half precision moves a weight by at
+    most 1 part in 2,000, far less than the 7 bits that it is quantised to; loading gives float32.
+
+    Args:
+        checkpoint: A loaded checkpoint.
+        out: The new checkpoint's folder.
+    """
+    tensors = {
+        name: tensor.half() if tensor.is_floating_point() and tensor.ndim > 1 else tensor
+        for name, tensor in checkpoint.model.state_dict().items()
+    }
+    write_directory_atomically(out, lambda folder: save_checkpoint(folder, checkpoint, tensors))
 
 
 def _read_json(folder: Path, name: str) -> Any:

@@ -137,6 +137,18 @@ def report(checkpoint: Path, data: Path, split: str, log: Path | None, out: Path
 
 @main.command()
 @_CHECKPOINT
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="New checkpoint.")
+@_reports_errors
+def pack(checkpoint: Path, out: Path) -> None:
+    """Write a checkpoint for keeping: half the size, without the optimiser's state."""
+    from .checkpoint import load_checkpoint, pack_checkpoint
+
+    pack_checkpoint(load_checkpoint(checkpoint), out)
+    click.echo(str(out))
+
+
+@main.command()
+@_CHECKPOINT
 @click.option("--task", required=True, help="A single-label classification.")
 @click.option("--train", type=click.Path(path_type=Path), required=True, help="JSONL manifest.")
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="JSONL manifest.")

@@ -36,7 +36,9 @@ class VisionConfig:
     stem_blocks: tuple[int, ...] = (0, 1, 2, 2)
     """Residual blocks at each of those scales."""
     pretrained: str = ""
-    """Local directory or hub id; empty builds from this config with random weights."""
+    """Local directory or hub id of the weights to start from; empty starts from random ones."""
+    activation: Literal["gelu", "quick_gelu"] = "gelu"
+    layer_norm_eps: float = 1e-12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +51,9 @@ class TextConfig:
     num_heads: int = 3
     intermediate_size: int = 768
     pretrained: str = ""
+    """As for the vision encoder; its tokenizer is then used too."""
+    activation: Literal["gelu"] = "gelu"
+    layer_norm_eps: float = 1e-12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +141,8 @@ PRESETS: dict[str, dict[str, Any]] = {
             "num_layers": 11,
             "num_heads": 12,
             "intermediate_size": 3072,
+            "activation": "quick_gelu",
+            "layer_norm_eps": 1e-5,
         },
         "text": {
             "architecture": "roberta",
@@ -143,6 +150,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "num_layers": 12,
             "num_heads": 12,
             "intermediate_size": 3072,
+            "layer_norm_eps": 1e-5,
         },
         "fusion": {
             "hidden_size": 768,

@@ -2,16 +2,60 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
-from transformers import AutoModel, BertConfig, BertModel, RobertaConfig, RobertaModel
-
-from umd_edge.errors import UsageError
+from transformers import AutoConfig, BertConfig, BertModel, RobertaConfig, RobertaModel
 
 from ..config import ModelConfig
+from .pretrained import check_sizes, copy_weights, load_published
 
 __all__ = ["TextEncoder"]
+
+# RoBERTa leaves the first rows of its position table unused.
+_ROBERTA_OFFSET = 2
+_SIZES = {
+    "architecture": "model_type",
+    "hidden_size": "hidden_size",
+    "num_heads": "num_attention_heads",
+    "intermediate_size": "intermediate_size",
+    "activation": "hidden_act",
+    "layer_norm_eps": "layer_norm_eps",
+}
+
+
+def _adapt(name: str, published: Tensor, own: Tensor) -> Tensor:
+    """Shorter texts and a tokenizer smaller than its table need only the first rows."""
+    if name.endswith(("position_embeddings.weight", "word_embeddings.weight")):
+        return published[: len(own)]
+    return published
+
+
+def _build(config: ModelConfig) -> nn.Module:
+    text = config.text
+    sizes: dict[str, Any] = {
+        "vocab_size": config.vocabulary_size,
+        "hidden_size": text.hidden_size,
+        "num_hidden_layers": text.num_layers,
+        "num_attention_heads": text.num_heads,
+        "intermediate_size": text.intermediate_size,
+        "hidden_act": text.activation,
+        "layer_norm_eps": text.layer_norm_eps,
+        "hidden_dropout_prob": config.dropout,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    if text.architecture == "bert":
+        settings = BertConfig(max_position_embeddings=config.max_length, **sizes)
+        return cast(nn.Module, BertModel(settings, add_pooling_layer=False))
+    settings = RobertaConfig(
+        max_position_embeddings=config.max_length + _ROBERTA_OFFSET,
+        # No row is special: a WordPiece vocabulary and RoBERTa's own pad with different ids.
+        pad_token_id=None,
+        type_vocab_size=1,
+        **sizes,
+    )
+    return cast(nn.Module, RobertaModel(settings, add_pooling_layer=False))
 
 
 class TextEncoder(nn.Module):
@@ -19,43 +63,34 @@ class TextEncoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        text = config.text
-        if text.pretrained:
-            self.backbone = AutoModel.from_pretrained(text.pretrained, add_pooling_layer=False)
-        else:
-            sizes = {
-                "vocab_size": config.vocabulary_size,
-                "hidden_size": text.hidden_size,
-                "num_hidden_layers": text.num_layers,
-                "num_attention_heads": text.num_heads,
-                "intermediate_size": text.intermediate_size,
-                "hidden_dropout_prob": config.dropout,
-                "attention_probs_dropout_prob": 0.0,
-            }
-            if text.architecture == "bert":
-                self.backbone = BertModel(
-                    BertConfig(max_position_embeddings=config.max_length, **sizes),
-                    add_pooling_layer=False,
-                )
-            else:
-                # RoBERTa counts positions from padding_idx + 1
-                self.backbone = RobertaModel(
-                    RobertaConfig(
-                        max_position_embeddings=config.max_length + 2,
-                        pad_token_id=1,
-                        type_vocab_size=1,
-                        **sizes,
-                    ),
-                    add_pooling_layer=False,
-                )
-        self.hidden_size = int(self.backbone.config.hidden_size)
-        if self.hidden_size != text.hidden_size:
-            raise UsageError(
-                f"model.text.hidden_size is {text.hidden_size}, and the checkpoint's is "
-                f"{self.hidden_size}; set it to the checkpoint's"
-            )
+        self.backbone = _build(config)
+        self.hidden_size = config.text.hidden_size
+        # Positions count from the first token. RoBERTa would count from the padding id, which is
+        # the same where padding stands last, and wrong for a vocabulary that pads with another id.
+        self.position_offset = _ROBERTA_OFFSET if config.text.architecture == "roberta" else 0
+        if config.text.pretrained:
+            self._fill(config)
+
+    def _fill(self, config: ModelConfig) -> None:
+        text, setting = config.text, "model.text.pretrained"
+        name = text.pretrained
+        found = load_published(setting, name, lambda: AutoConfig.from_pretrained(name))
+        check_sizes(
+            "text",
+            {own: getattr(text, own) for own in _SIZES},
+            {own: getattr(found, theirs, None) for own, theirs in _SIZES.items()},
+        )
+        cls = {"bert": BertModel, "roberta": RobertaModel}[text.architecture]
+        published = load_published(
+            setting, name, lambda: cls.from_pretrained(name, add_pooling_layer=False)
+        )
+        copy_weights("text", self.backbone, published, _adapt)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, L) int64 ids and mask (1 = real token) -> (B, L, D) float32."""
-        output = self.backbone(input_ids=input_ids, attention_mask=attention_mask)
+        positions: dict[str, Tensor] = {}
+        if self.position_offset:
+            length = torch.arange(input_ids.shape[1], device=input_ids.device)
+            positions["position_ids"] = (length + self.position_offset)[None]
+        output = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **positions)
         return cast(Tensor, output.last_hidden_state)

@@ -8,13 +8,14 @@ faster from few pictures. Batch normalisation there is folded into the convoluti
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import (
     AutoConfig,
-    AutoModel,
     CLIPVisionConfig,
     CLIPVisionModel,
     ViTConfig,
@@ -24,8 +25,18 @@ from transformers import (
 from umd_edge.errors import UsageError
 
 from ..config import ModelConfig
+from .pretrained import check_sizes, copy_weights, load_published
 
 __all__ = ["ConvStem", "VisionEncoder"]
+
+_SIZES = {
+    "hidden_size": "hidden_size",
+    "num_heads": "num_attention_heads",
+    "intermediate_size": "intermediate_size",
+    "patch_size": "patch_size",
+    "activation": "hidden_act",
+    "layer_norm_eps": "layer_norm_eps",
+}
 
 
 class _ResidualBlock(nn.Module):
@@ -83,6 +94,8 @@ def _vit(config: ModelConfig) -> nn.Module:
             intermediate_size=vision.intermediate_size,
             image_size=config.image_size,
             patch_size=vision.patch_size,
+            hidden_act=vision.activation,
+            layer_norm_eps=vision.layer_norm_eps,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
         ),
@@ -106,18 +119,23 @@ def _clip(config: ModelConfig) -> nn.Module:
                 intermediate_size=vision.intermediate_size,
                 image_size=config.image_size,
                 patch_size=vision.patch_size,
+                hidden_act=vision.activation,
+                layer_norm_eps=vision.layer_norm_eps,
             )
         ),
     )
 
 
-def _drop_last_blocks(model: nn.Module, keep: int) -> None:
-    """Keep the first `keep` transformer blocks of a loaded tower."""
-    for module in model.modules():
-        layers = getattr(module, "layers", None) or getattr(module, "layer", None)
-        if isinstance(layers, nn.ModuleList) and len(layers) > keep:
-            del layers[keep:]
-            return
+def _adapt(name: str, published: Tensor, own: Tensor) -> Tensor:
+    """Resize the grid part of a position table (bicubic); the class token's row stays."""
+    if "position_embedding" not in name or published.shape == own.shape:
+        return published
+    table, width = published.reshape(-1, published.shape[-1]), own.shape[-1]
+    old, new = math.isqrt(len(table) - 1), math.isqrt(own.numel() // width - 1)
+    grid = table[1:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    resized = functional.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+    rows = torch.cat([table[:1], resized.permute(0, 2, 3, 1).reshape(new * new, -1)])
+    return rows.reshape(*own.shape[:-1], rows.shape[-1])
 
 
 class VisionEncoder(nn.Module):
@@ -125,20 +143,38 @@ class VisionEncoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.backbone = {"vit": _vit, "clip": _clip}[config.vision.architecture](config)
+        self.hidden_size = config.vision.hidden_size
+        self.is_clip = config.vision.architecture == "clip"
         if config.vision.pretrained:
-            loaded = AutoConfig.from_pretrained(config.vision.pretrained)
-            cls: Any = CLIPVisionModel if loaded.model_type.startswith("clip") else AutoModel
-            self.backbone = cls.from_pretrained(config.vision.pretrained)
-            _drop_last_blocks(self.backbone, config.vision.num_layers)
-        else:
-            self.backbone = {"vit": _vit, "clip": _clip}[config.vision.architecture](config)
-        self.hidden_size = int(self.backbone.config.hidden_size)
-        if self.hidden_size != config.vision.hidden_size:
+            self._fill(config)
+
+    def _fill(self, config: ModelConfig) -> None:
+        vision, setting = config.vision, "model.vision.pretrained"
+        name = vision.pretrained
+        if vision.stem != "patch":
             raise UsageError(
-                f"model.vision.hidden_size is {config.vision.hidden_size}, and the checkpoint's is "
-                f"{self.hidden_size}; set it to the checkpoint's"
+                f"{setting}: published towers have no {vision.stem} stem; set "
+                "model.vision.stem = 'patch'"
             )
+        found = load_published(setting, name, lambda: AutoConfig.from_pretrained(name))
+        settings = getattr(found, "vision_config", found)
+        architecture = {"clip": "clip", "clip_vision_model": "clip"}.get(
+            found.model_type, found.model_type
+        )
+        check_sizes(
+            "vision",
+            {own: getattr(vision, own) for own in _SIZES} | {"architecture": vision.architecture},
+            {own: getattr(settings, theirs, None) for own, theirs in _SIZES.items()}
+            | {"architecture": architecture},
+        )
+        cls: Any = CLIPVisionModel if self.is_clip else ViTModel
+        published = load_published(setting, name, lambda: cls.from_pretrained(name))
+        copy_weights("vision", self.backbone, published, _adapt)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, H, W) float32, normalised -> (B, 1 + N, D) float32."""
-        return cast(Tensor, self.backbone(pixel_values=pixel_values).last_hidden_state)
+        tokens = self.backbone(pixel_values=pixel_values).last_hidden_state
+        if self.is_clip:  # `transformers` normalises its pooled token alone
+            tokens = self.backbone.post_layernorm(tokens)
+        return cast(Tensor, tokens)
