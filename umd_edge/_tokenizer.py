@@ -1,0 +1,87 @@
+"""Text to `input_ids`, through the `tokenizer.json` that travels with the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import ManifestError, TextInputError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+__all__ = ["TextTokenizer"]
+
+_MAX_CHARACTERS = 10_000
+
+
+class TextTokenizer:
+    """A Hugging Face `tokenizers` file with our truncation and padding.
+
+    Texts longer than `max_length` tokens are cut at the end; the first and last token of the
+    template stay.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, max_length: int) -> None:
+        self._tokenizer = tokenizer
+        self.max_length = max_length
+        tokenizer.enable_truncation(max_length)
+        pad_id = tokenizer.token_to_id("[PAD]")
+        if pad_id is None:
+            raise ManifestError("tokenizer: the token [PAD] is missing from its vocabulary")
+        self.pad_id = int(pad_id)
+        tokenizer.no_padding()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, max_length: int) -> TextTokenizer:
+        """Read the bytes of a `tokenizer.json`.
+
+        Raises:
+            ManifestError: The file is not a tokenizer, or `max_length` is below 4.
+        """
+        from tokenizers import Tokenizer
+
+        if not 4 <= max_length <= 4096:
+            raise ManifestError(f"tokenizer.max_length: {max_length!r} given; 4..4096 allowed")
+        try:
+            tokenizer = Tokenizer.from_str(data.decode("utf-8"))
+        except Exception as error:  # `tokenizers` raises plain Exception
+            raise ManifestError(
+                "tokenizer file cannot be read as a tokenizers JSON file"
+            ) from error
+        return cls(tokenizer, max_length)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of tokens, special ones included."""
+        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Tokens of each text, padded at the end to the longest.
+
+        Returns:
+            `input_ids` (B, L) int64 and `attention_mask` (B, L) int64 with 1 = real token.
+
+        Raises:
+            TextInputError: No text, an empty text, or one of more than 10,000 characters.
+        """
+        if not texts:
+            raise TextInputError("no text given; at least one is needed")
+        for text in texts:
+            if not isinstance(text, str) or not text.strip():
+                raise TextInputError("the text is empty; write a question or leave it out")
+            if len(text) > _MAX_CHARACTERS:
+                raise TextInputError(
+                    f"the text has {len(text)} characters; at most {_MAX_CHARACTERS} are allowed"
+                )
+        rows = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+        length = max(len(row) for row in rows)
+        input_ids = np.full((len(rows), length), self.pad_id, dtype=np.int64)
+        attention_mask = np.zeros((len(rows), length), dtype=np.int64)
+        for index, row in enumerate(rows):
+            input_ids[index, : len(row)] = row
+            attention_mask[index, : len(row)] = 1
+        return input_ids, attention_mask
