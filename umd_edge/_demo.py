@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from PIL import Image
 
 from ._image import load_image
 from ._predictor import Predictor
-from ._results import Answer, Classification, answers_to_dict
-from .errors import InputError, MissingDependencyError, UsageError
+from ._results import Answer, Classification, Timing, answers_to_dict
+from .errors import InputError, MissingDependencyError, UmdEdgeError, UsageError
 
 __all__ = ["QUESTIONS", "DemoItem", "DemoSource", "look_at", "packaged_images", "write_output"]
 
@@ -64,22 +64,27 @@ class DemoItem:
     answers: Mapping[str, Answer]
     """Name of the question -> answer."""
     classifications: Sequence[Classification]
-    first_answer_ms: float = 0.0
-    """From the file to the first answer."""
-    error: InputError | None = None
+    encoding: Timing = field(default_factory=Timing)
+    """Decoding, preprocessing and the vision graph."""
+    error: UmdEdgeError | None = None
+
+    @property
+    def first_answer_ms(self) -> float:
+        """From the file to the first answer; 0 where nothing was asked."""
+        first = next(iter(self.answers.values()), None)
+        return 0.0 if first is None else self.encoding.total_ms + first.timing.total_ms
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON object of a line of `demo.jsonl`, without `index`."""
+        """The JSON object of a line of `demo.jsonl`, without `image` and `index`."""
         if self.error is not None:
             message = " ".join(str(self.error).split())
             return {"error": {"type": type(self.error).__name__, "message": message}}
         answers = list(self.answers.values())
-        common = answers_to_dict(answers) if answers else self.classifications[0].common_dict()
-        classified = [result.to_dict() for result in self.classifications]
         keys = ("task", "status", "reason", "findings", "timing_ms")
+        classified = [result.to_dict() for result in self.classifications]
         return {
             "header": self.header,
-            **common,
+            **(answers_to_dict(answers, self.encoding) if answers else {}),
             "classifications": [{key: result[key] for key in keys} for result in classified],
         }
 
@@ -119,7 +124,7 @@ def look_at(
     for source in sources:
         try:
             yield _look_at_one(predictor, source, frame)
-        except InputError as error:
+        except (InputError, MissingDependencyError) as error:
             yield DemoItem(source=source, answers={}, classifications=(), error=error)
 
 
@@ -129,7 +134,6 @@ def _look_at_one(predictor: Predictor, source: DemoSource, frame: int | None) ->
     kinds = [task.kind for task in predictor.tasks]
     questions = QUESTIONS if kinds.count("vqa") == 1 else {}
     answers = {name: encoded.ask(question) for name, question in questions.items()}
-    first = next(iter(answers.values()), None)
     return DemoItem(
         source=source,
         shown=_small(source.path, frame),
@@ -140,7 +144,7 @@ def _look_at_one(predictor: Predictor, source: DemoSource, frame: int | None) ->
         classifications=[
             encoded.classify(task.name) for task in predictor.tasks if task.kind == "classification"
         ],
-        first_answer_ms=encoded.timing.total_ms + (first.timing.total_ms if first else 0.0),
+        encoding=encoded.timing,
     )
 
 

@@ -170,9 +170,9 @@ def _card(canvas: _Canvas, item: DemoItem, y: int, height: int) -> None:
         return
     canvas.paste(item.shown, _MARGIN + 24, y + 24, _PANEL - 20, height - 48)
     right = _WIDTH - _MARGIN - _PAD
-    canvas.text(
-        right, y + 47, f"{item.first_answer_ms:.0f} ms to the first answer", 17, _MUTED, anchor="rm"
-    )
+    if item.answers:
+        speed = f"{item.first_answer_ms:.0f} ms to the first answer"
+        canvas.text(right, y + 47, speed, 17, _MUTED, anchor="rm")
     row = _answers(canvas, item, y + 78)
     if item.header is None:
         lines = ("No DICOM header:", "whether the image fits", "a task is not checked")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -121,3 +122,17 @@ def test_a_16_bit_image_is_read(tiny_bundle, tmp_path):
     image = tmp_path / "deep.png"
     Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64)).save(image)
     assert run("ask", image, "which organ?", "--bundle", tiny_bundle).code == 0
+
+
+def test_a_missing_optional_package_does_not_stop_the_other_images(
+    tiny_bundle, tmp_path, monkeypatch
+):
+    dicom = pytest.importorskip("pydicom.data").get_testdata_file("CT_small.dcm", download=False)
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    image = png(tmp_path / "a.png")
+    command = ("classify", dicom, image, "--task", "chest-xray", "--bundle", tiny_bundle, "--json")
+    done = run(*command)
+    lines = [json.loads(line) for line in done.out.splitlines()]
+    assert done.code == 5
+    assert lines[0]["error"]["type"] == "MissingDependencyError"
+    assert lines[1]["status"] == "ok"

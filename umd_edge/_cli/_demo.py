@@ -38,7 +38,7 @@ def demo(predictor: Predictor, images: tuple[str, ...], out: str, frame: int | N
     click.echo(table([("image", "asked", "answer", "probability", "DICOM header"), *rows(items)]))
     click.echo("\nNot a medical device: for research and development only.")
     click.echo(f"Picture: {drawn}\nJSON Lines: {listed}")
-    return max((item.error.exit_code for item in items if item.error), default=0)
+    return min((item.error.exit_code for item in items if item.error), default=0)
 
 
 def rows(items: list[DemoItem]) -> list[tuple[str, str, str, str, str]]:

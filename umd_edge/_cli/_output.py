@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ..errors import InputError
+from ..errors import InputError, MissingDependencyError, UmdEdgeError
 
 __all__ = ["each_image", "emit", "note", "percent", "progress", "report", "table"]
 
@@ -25,7 +25,7 @@ def note(text: str) -> None:
     click.echo(text, err=True)
 
 
-def report(image: str, error: InputError) -> str:
+def report(image: str, error: UmdEdgeError) -> str:
     """Say on standard error, in one line, why an image cannot be used; gives the message back."""
     message = " ".join(str(error).split())
     note(f"error: {message}" if image in message else f"error: {image}: {message}")
@@ -48,14 +48,14 @@ def each_image(
         as_json: Print JSON Lines.
 
     Returns:
-        Exit code: that of the input errors if there was one, otherwise 0.
+        Exit code: 4 if an image could not be used, 5 if only optional packages were missing, or 0.
     """
-    code = 0
+    codes = []
     for index, image in enumerate(images):
         try:
             result = predict(image)
-        except InputError as error:
-            code = error.exit_code
+        except (InputError, MissingDependencyError) as error:
+            codes.append(error.exit_code)
             message = report(image, error)
             result = {"error": {"type": type(error).__name__, "message": message}}
             if not as_json:
@@ -64,7 +64,7 @@ def each_image(
             emit({"image": image, "index": index, **result})
         else:
             show(image, result)
-    return code
+    return min(codes, default=0)
 
 
 def percent(probability: float) -> str:

@@ -84,10 +84,8 @@ def ask(
 
     def predict(path: str) -> Mapping[str, Any]:
         encoded = predictor.encode(path, frame=frame)
-        result = answers_to_dict([encoded.ask(question, task=task) for question in questions])
-        spent, encoding = result["timing_ms"], encoded.timing.to_dict()
-        result["timing_ms"] = {stage: round(spent[stage] + encoding[stage], 3) for stage in spent}
-        return result
+        answers = [encoded.ask(question, task=task) for question in questions]
+        return answers_to_dict(answers, encoded.timing)
 
     return each_image([image], predict, _show_answers, as_json=as_json)
 
