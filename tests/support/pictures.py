@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -79,9 +80,11 @@ def make_dicom(pixels: np.ndarray, path: Path | None = None, **tags: Any) -> byt
         values["NumberOfFrames"] = pixels.shape[0]
     values.update(tags)
     values.setdefault("HighBit", (values["BitsStored"] or 1) - 1)
-    for name, value in values.items():
-        if value is not None:
-            setattr(dataset, name, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # values that break the standard are wanted here
+        for name, value in values.items():
+            if value is not None:
+                setattr(dataset, name, value)
     if "PixelData" in dataset:
         dataset["PixelData"].VR = "OW" if bits > 8 else "OB"
     out = io.BytesIO()
