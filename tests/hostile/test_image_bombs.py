@@ -50,7 +50,7 @@ def test_png_whose_data_ends_early_is_refused():
 
 
 def test_png_whose_data_is_a_decompression_bomb_is_cut_to_its_header():
-    packed = zlib.compress(bytes(200_000_000), 9)
+    packed = zlib.compress(bytes(50_000_000), 9)
     header = struct.pack(">IIBBBBB", 10, 10, 8, 0, 0, 0, 0)
     data = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", packed)
     tracemalloc.start()
@@ -61,7 +61,7 @@ def test_png_whose_data_is_a_decompression_bomb_is_cut_to_its_header():
 
 
 def test_text_chunk_that_is_a_decompression_bomb_is_refused():
-    bomb = b"Comment\0\0" + zlib.compress(bytes(200_000_000), 9)
+    bomb = b"Comment\0\0" + zlib.compress(bytes(50_000_000), 9)
     data = encode(Image.fromarray(gradient()))
     with pytest.raises(ImageInputError, match="damaged"):
         load_image(data[:33] + png_chunk(b"zTXt", bomb) + data[33:])
