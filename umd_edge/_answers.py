@@ -13,12 +13,10 @@ __all__ = ["normalise_answer"]
 
 _NUMBERS = {
     word: str(value)
-    for value, word in enumerate(
-        "zero one two three four five six seven eight nine ten".split()  # noqa: SIM905
-    )
+    for value, word in enumerate("zero one two three four five six seven eight nine ten".split())
 }
 _ARTICLES = frozenset({"a", "an", "the"})
-_APOSTROPHES = re.compile(r"['’`]")
+_APOSTROPHES = re.compile(r"['\u2019`]")
 _BETWEEN_DIGITS = re.compile(r"(?<=\d)[,](?=\d)")
 _PUNCTUATION = re.compile(r"[^\w\s.%+/-]|_")
 _LOOSE = re.compile(r"(?<!\d)\.|\.(?!\d)|(?<!\w)[-/+]|[-/](?!\w)")

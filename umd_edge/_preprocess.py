@@ -7,8 +7,8 @@ for bit. There is no floating-point sum and no BLAS.
 * Resize: separable triangle filter whose support grows with the reduction (so it does not alias).
   The weight of input pixel `i` for output pixel `x` is the integer
   `max(0, 2 * max(n_in, n_out) - |(2 i + 1) n_out - (2 x + 1) n_in|)`; weights are divided by their
-  sum and rounded half up to `coefficient_bits` bits. Columns first, then rows; each pass accumulates
-  in 64 bits, rounds half up and clips to 8 bits.
+  sum and rounded half up to `coefficient_bits` bits. Columns first, then rows; each pass
+  accumulates without overflow, rounds half up and clips to 8 bits.
 * Normalisation: a 256-entry float32 table per channel.
 """
 
@@ -51,7 +51,8 @@ class PreprocessSpec:
     def __post_init__(self) -> None:
         if not (8 <= self.height <= 4096 and 8 <= self.width <= 4096):
             raise ManifestError(
-                f"preprocessing: height {self.height!r} and width {self.width!r} must lie in 8..4096"
+                f"preprocessing: height {self.height!r} and width {self.width!r} given; "
+                "8..4096 allowed"
             )
         if self.channels not in (1, 3):
             raise ManifestError(f"preprocessing.channels: {self.channels!r} given; 1 or 3 allowed")
@@ -220,5 +221,7 @@ def normalise(image: UInt8Array, spec: PreprocessSpec) -> Float32Array:
     values = np.empty((spec.channels, spec.height, spec.width), dtype=np.float32)
     for channel in range(spec.channels):
         table = _normalisation_table(spec.mean[channel], spec.std[channel])
-        values[channel] = table[image[..., min(channel, image.shape[2] - 1)]]
+        levels = image[..., min(channel, image.shape[2] - 1)]
+        # 256 entries cover every level; "clip" lets numpy write without a copy between.
+        np.take(table, levels, out=values[channel], mode="clip")
     return values

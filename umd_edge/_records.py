@@ -120,7 +120,7 @@ class ExampleSet:
     """Structured values fed as missing because the model does not know their category."""
 
 
-class _Drop(Exception):
+class _DropError(Exception):
     """A record that does not take part, with the reason."""
 
 
@@ -147,14 +147,14 @@ def _text(record: Record, task: TaskSpec) -> str:
         texts.append(value or "")
     text = compose_text(task.prompt, texts)
     if not text:
-        raise _Drop(f"no {' or '.join(task.text_paths) or 'text'}")
+        raise _DropError(f"no {' or '.join(task.text_paths) or 'text'}")
     return text
 
 
 def _reference(record: Record, task: TaskSpec) -> VQAReference:
     answer = record.get(task.target.field)
     if not isinstance(answer, str):
-        raise _Drop(f"no {task.target.field}")
+        raise _DropError(f"no {task.target.field}")
     listed = record.get("answers") or []
     answers = tuple(dict.fromkeys([answer, *(item for item in listed if isinstance(item, str))]))
     return VQAReference(answers, record.get("answer_type"), record.get("question_type"))
@@ -164,7 +164,7 @@ def _target(record: Record, task: TaskSpec, on_unmapped: OnUnmapped) -> npt.NDAr
     value = record.get(task.target.field)
     labels = value if isinstance(value, list) else [] if value is None else [value]
     if not labels:
-        raise _Drop(f"no {task.target.field}")
+        raise _DropError(f"no {task.target.field}")
     fill = np.nan if task.target.absent == "unknown" else 0.0
     target = np.full(len(task.outputs), fill, dtype=np.float32)
     hits = 0
@@ -174,7 +174,7 @@ def _target(record: Record, task: TaskSpec, on_unmapped: OnUnmapped) -> npt.NDAr
             continue
         if name not in task.outputs:
             if on_unmapped == "drop":
-                raise _Drop("unmapped label")
+                raise _DropError("unmapped label")
             raise DataError(
                 f"{record.where}: label {label!r} is not among {list(task.outputs)}; map it in the "
                 "task's target, or drop such records on purpose (on_unmapped = drop)"
@@ -182,7 +182,7 @@ def _target(record: Record, task: TaskSpec, on_unmapped: OnUnmapped) -> npt.NDAr
         target[task.outputs.index(name)] = 1.0
         hits += 1
     if not task.multi_label and hits != 1:
-        raise _Drop(f"{hits} labels where one is needed")
+        raise _DropError(f"{hits} labels where one is needed")
     if task.multi_label and task.target.absent == "error" and hits < len(task.outputs):
         raise DataError(f"{record.where}: a label is absent and the task says that is an error")
     return target
@@ -220,7 +220,7 @@ def build_examples(
             text = _text(record, task)
             reference = _reference(record, task) if task.kind == "vqa" else None
             target = _target(record, task, rule) if task.kind == "classification" else None
-        except _Drop as reason:
+        except _DropError as reason:
             dropped[str(reason)] += 1
             continue
         present = {item.name: record.get(item.name) for item in used}

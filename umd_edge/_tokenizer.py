@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["TextTokenizer"]
 
 _MAX_CHARACTERS = 10_000
+_PAD_TOKENS = ("[PAD]", "<pad>")  # BERT's and RoBERTa's
 
 
 class TextTokenizer:
@@ -29,10 +30,13 @@ class TextTokenizer:
         self._tokenizer = tokenizer
         self.max_length = max_length
         tokenizer.enable_truncation(max_length)
-        pad_id = tokenizer.token_to_id("[PAD]")
-        if pad_id is None:
-            raise ManifestError("tokenizer: the token [PAD] is missing from its vocabulary")
-        self.pad_id = int(pad_id)
+        pad_ids = [tokenizer.token_to_id(token) for token in _PAD_TOKENS]
+        known = [pad_id for pad_id in pad_ids if pad_id is not None]
+        if not known:
+            raise ManifestError(
+                f"tokenizer: none of the tokens {_PAD_TOKENS} is in its vocabulary; one is needed"
+            )
+        self.pad_id = int(known[0])
         tokenizer.no_padding()
 
     @classmethod

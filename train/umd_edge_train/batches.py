@@ -57,15 +57,22 @@ class Batch:
 def pictures_of(recipe: Recipe, corpus: Corpus) -> list[Picture]:
     """Training pictures in a fixed order, with their examples."""
     datasets = {dataset.name: dataset for dataset in recipe.datasets}
-    found: dict[Path, tuple[str, list[tuple[int, Example]]]] = {}
+    asked: dict[Path, list[tuple[int, Example]]] = {}
+    homes: dict[Path, set[str]] = {}
     for index, sets in enumerate(corpus.train):
         for name, examples in zip(recipe.training_of(index).datasets, sets, strict=True):
             for example in examples.examples:
-                entry = found.setdefault(example.image_path, (name, []))
-                entry[1].append((index, example))
+                asked.setdefault(example.image_path, []).append((index, example))
+                homes.setdefault(example.image_path, set()).add(name)
     return [
-        Picture(path, datasets[name].flip, datasets[name].repeat, tuple(examples))
-        for path, (name, examples) in sorted(found.items())
+        Picture(
+            path,
+            # one data set that speaks of sides is enough to forbid it
+            flip=all(datasets[name].flip for name in homes[path]),
+            repeat=max(datasets[name].repeat for name in homes[path]),
+            examples=tuple(asked[path]),
+        )
+        for path in sorted(asked)
     ]
 
 

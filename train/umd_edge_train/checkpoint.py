@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -37,7 +37,8 @@ __all__ = [
 ]
 
 _FORMAT = 1
-_PART_BYTES = 15 * 2**20
+# A file of 15 MiB, less room for the header that names its tensors.
+_PART_BYTES = 15 * 2**20 - 2**18
 
 
 class CheckpointError(UmdEdgeError):
@@ -87,11 +88,14 @@ def write_directory_atomically(path: Path, writer: Any) -> None:
     """Let `writer(folder)` fill a temporary folder, then give it its name.
 
     An older folder of that name is replaced only after the new one is whole.
+
+    Raises:
+        CheckpointError: The disk is full or may not be written; the older folder is untouched.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         writer(temporary)
         for file in temporary.rglob("*"):
@@ -101,17 +105,26 @@ def write_directory_atomically(path: Path, writer: Any) -> None:
         if path.exists():
             retired = path.with_name(f".{path.name}.{os.getpid()}.old")
             os.replace(path, retired)
-            os.replace(temporary, path)
+            try:
+                os.replace(temporary, path)
+            except BaseException:
+                os.replace(retired, path)
+                raise
             shutil.rmtree(retired, ignore_errors=True)
         else:
             os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise CheckpointError(
+                f"{str(path)!r} cannot be written ({error.strerror or error}); free some space or "
+                "name another folder; what was saved before is kept"
+            ) from error
         raise
 
 
 def save_weights(folder: Path, tensors: Mapping[str, Tensor], name: str = "model") -> None:
-    """Write safetensors, in numbered parts where they would exceed 15 MiB."""
+    """Write safetensors, in numbered parts of at most 15 MiB (a larger tensor has its own part)."""
     parts: list[dict[str, Tensor]] = [{}]
     size = 0
     for key, tensor in sorted(tensors.items()):
@@ -138,8 +151,15 @@ def load_weights(folder: Path, name: str = "model") -> dict[str, Tensor]:
     )
     if not files:
         raise CheckpointError(f"checkpoint {str(folder)!r} holds no {name}.safetensors")
-    if len(files) > 1 and len(files) != int(files[0].stem.rsplit("-", 1)[1]):
-        raise CheckpointError(f"checkpoint {str(folder)!r}: parts of {name} are missing")
+    if files[0].stem != name:
+        count = files[0].stem.rsplit("-", 1)[1]
+        total = int(count) if count.isdecimal() else 0
+        wanted = [f"{name}-{i:05d}-of-{count}" for i in range(1, total + 1)]
+        if [file.stem for file in files] != wanted:
+            raise CheckpointError(
+                f"checkpoint {str(folder)!r}: {len(files)} of {len(wanted)} parts of {name} are "
+                "there, or some are misnamed; copy the whole directory again"
+            )
     tensors: dict[str, Tensor] = {}
     for file in files:
         try:
@@ -199,12 +219,67 @@ def _read_json(folder: Path, name: str) -> Any:
         raise CheckpointError(f"checkpoint {str(folder)!r}: {name} is no valid JSON") from error
 
 
-def _without_pretrained(model: dict[str, Any]) -> dict[str, Any]:
-    """The weights are in the checkpoint: nothing is fetched from where they once came."""
-    return {
+class Settings(NamedTuple):
+    """Everything in a checkpoint that must agree for weights to mean the same."""
+
+    model: ModelConfig
+    tasks: tuple[TaskSpec, ...]
+    structured_fields: tuple[StructuredField, ...]
+    preprocess: PreprocessSpec
+    max_length: int
+    tokenizer_json: bytes
+
+
+def _model_config(table: dict[str, Any]) -> ModelConfig:
+    """A model's config without `pretrained`: weights come from the checkpoint alone."""
+    parts = {
         key: {**part, "pretrained": ""} if isinstance(part, dict) and "pretrained" in part else part
-        for key, part in model.items()
+        for key, part in table.items()
     }
+    return from_dict(ModelConfig, parts, "model")
+
+
+def settings_of(checkpoint: Checkpoint) -> Settings:
+    """The settings that `read_settings` finds once the checkpoint is saved."""
+    return Settings(
+        model=_model_config(checkpoint.model.config.to_dict()),
+        tasks=checkpoint.tasks,
+        structured_fields=checkpoint.structured_fields,
+        preprocess=checkpoint.preprocess,
+        max_length=checkpoint.max_length,
+        tokenizer_json=checkpoint.tokenizer_json,
+    )
+
+
+def read_settings(folder: Path) -> Settings:
+    """Read all of a checkpoint but its weights and provenance.
+
+    Raises:
+        CheckpointError: A file is missing or damaged, or of another format.
+    """
+    config, tasks = _read_json(folder, "config.json"), _read_json(folder, "tasks.json")
+    found = config.get("format_version") if isinstance(config, dict) else None
+    if found != _FORMAT:
+        raise CheckpointError(
+            f"checkpoint {str(folder)!r} has format {found!r}; this version reads {_FORMAT}"
+        )
+    try:
+        return Settings(
+            model=_model_config(config["model"]),
+            tasks=tuple(TaskSpec.from_dict(task, f"tasks[{i}]") for i, task in enumerate(tasks)),
+            structured_fields=tuple(
+                StructuredField.from_dict(item) for item in config["structured_fields"]
+            ),
+            preprocess=PreprocessSpec.from_dict(config["preprocessing"]),
+            max_length=int(config["tokenizer"]["max_length"]),
+            tokenizer_json=(folder / "tokenizer.json").read_bytes(),
+        )
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {str(folder)!r} holds no tokenizer.json") from error
+    except (AttributeError, KeyError, TypeError, ValueError, UmdEdgeError) as error:
+        raise CheckpointError(
+            f"checkpoint {str(folder)!r}: config.json or tasks.json describes no model ({error!s})"
+        ) from error
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -222,37 +297,28 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     folder = Path(path)
     if not folder.is_dir():
         raise CheckpointError(f"{str(path)!r} is no checkpoint directory")
-    config = _read_json(folder, "config.json")
-    if config.get("format_version") != _FORMAT:
-        raise CheckpointError(
-            f"checkpoint {str(path)!r} has format {config.get('format_version')!r}; "
-            f"this version reads {_FORMAT}"
-        )
-    tasks = tuple(
-        TaskSpec.from_dict(task, f"tasks[{i}]")
-        for i, task in enumerate(_read_json(folder, "tasks.json"))
-    )
-    fields = tuple(StructuredField.from_dict(item) for item in config["structured_fields"])
-    model_config = from_dict(ModelConfig, _without_pretrained(config["model"]), "model")
+    settings = read_settings(folder)
     with torch.random.fork_rng(devices=[]):
-        model = UMDModel(model_config, tasks, fields)
-    try:
-        model.load_state_dict(load_weights(folder), strict=True)
-    except RuntimeError as error:
+        model = UMDModel(settings.model, settings.tasks, settings.structured_fields)
+    own, given = model.state_dict(), load_weights(folder)
+    bad = sorted(
+        name
+        for name in own.keys() | given.keys()
+        if name not in own or name not in given or own[name].shape != given[name].shape
+    )
+    if bad:
         raise CheckpointError(
-            f"checkpoint {str(path)!r}: weights do not fit its config.json: {error}"
-        ) from error
+            f"checkpoint {str(path)!r}: weights do not fit its config.json: {len(bad)} tensors "
+            f"differ, such as {bad[0]!r}; copy the whole directory again"
+        )
+    model.load_state_dict(given, strict=True)
     model.eval()
-    try:
-        tokenizer_json = (folder / "tokenizer.json").read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"checkpoint {str(path)!r} holds no tokenizer.json") from error
     return Checkpoint(
         model=model,
-        tokenizer_json=tokenizer_json,
-        tasks=tasks,
-        structured_fields=fields,
-        preprocess=PreprocessSpec.from_dict(config["preprocessing"]),
-        max_length=int(config["tokenizer"]["max_length"]),
+        tokenizer_json=settings.tokenizer_json,
+        tasks=settings.tasks,
+        structured_fields=settings.structured_fields,
+        preprocess=settings.preprocess,
+        max_length=settings.max_length,
         provenance=_read_json(folder, "provenance.json"),
     )

@@ -30,6 +30,9 @@ def _reports_errors(command: Callable[..., None]) -> Callable[..., None]:
         except UmdEdgeError as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(error.exit_code)
+        except OSError as error:  # a full disk, a folder that may not be written
+            click.echo(f"error: {error.filename or 'file system'}: {error.strerror}", err=True)
+            sys.exit(1)
 
     return wrapped
 

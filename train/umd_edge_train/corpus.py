@@ -91,6 +91,11 @@ def _fit_field(config: StructuredConfig, records: Sequence[Record]) -> Structure
     if config.kind == "categorical":
         categories = tuple(sorted({str(v) for v in present}))
         return StructuredField(name=config.name, kind="categorical", categories=categories)
+    if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in present):
+        raise DataError(
+            f"structured field {config.name!r}: some training records hold no number there; mend "
+            "them or make the field categorical"
+        )
     numbers = np.asarray(present, dtype=np.float64)
     return StructuredField(
         name=config.name,

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from umd_edge._preprocess import PreprocessSpec
 from umd_edge._task import output_name
 from umd_edge._tokenizer import TextTokenizer
-from umd_edge.errors import UmdEdgeError, UsageError
+from umd_edge.errors import DataError, UmdEdgeError, UsageError
 
 from .batches import Batch, epoch_batches, pictures_of, steps_per_epoch
 from .checkpoint import (
@@ -33,8 +33,10 @@ from .checkpoint import (
     commit,
     load_checkpoint,
     load_weights,
+    read_settings,
     save_checkpoint,
     save_weights,
+    settings_of,
     write_directory_atomically,
     write_json,
 )
@@ -48,7 +50,7 @@ from .objectives import SupervisedObjective
 from .optim import WeightAverage, build_optimizer, learning_rate
 from .pictures import PictureStore, augment
 from .recipe import Recipe
-from .tokenizer import train_wordpiece
+from .tokenizer import published_tokenizer, train_wordpiece
 
 __all__ = ["TrainingDivergedError", "finetune"]
 
@@ -91,6 +93,8 @@ class FineTuning:
         config = model_config(recipe.model)
         if parent:
             tokenizer_json = parent.tokenizer_json
+        elif config.text.pretrained:
+            tokenizer_json = published_tokenizer(config.text.pretrained)
         else:
             tokenizer_json = train_wordpiece(self.corpus.texts, config.vocabulary_size)
         self.tokenizer = TextTokenizer.from_bytes(tokenizer_json, config.max_length)
@@ -106,6 +110,8 @@ class FineTuning:
         self.pictures = pictures_of(recipe, self.corpus)
         self.per_epoch = steps_per_epoch(self.pictures, self.optim)
         self.total = self.per_epoch * self.optim.epochs
+        if not self.total:
+            raise DataError(f"{len(self.pictures)} training pictures; at least 2 are needed")
         self.step = 0
         self.checkpoint = Checkpoint(
             model=self.model,
@@ -146,7 +152,8 @@ class FineTuning:
 
     def load_pictures(self) -> None:
         """Read training and validation pictures."""
-        side, bits = round(self.spec.height * _STORE_SCALE), self.spec.coefficient_bits
+        scale = 1.0 if self.recipe.augment.is_off else _STORE_SCALE
+        side, bits = round(self.spec.height * scale), self.spec.coefficient_bits
         train = [picture.path for picture in self.pictures]
         self.store = PictureStore(train, side, side, bits)
         held_out = sorted(
@@ -171,18 +178,24 @@ class FineTuning:
         loss, named = batch_loss(
             self.model, self.objective, batch, pixel_values, self.optim.precision, rng
         )
-        if not torch.isfinite(loss):
-            raise TrainingDivergedError(
-                f"the loss is {float(loss)} at step {self.step + 1}; lower optim.learning_rate or "
-                "use optim.precision = float32 (the last checkpoint is kept, use --resume)"
-            )
+        self._require_finite("loss", loss)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.gradient_clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.gradient_clip)
+        self._require_finite("gradient", norm)
         self.optimizer.step()
         self.step += 1
         self.average.update(self.model, self.step)
         return named
+
+    def _require_finite(self, what: str, value: Tensor) -> None:
+        if not torch.isfinite(value):
+            raise TrainingDivergedError(
+                f"the {what} is {float(value)} at step {self.step + 1}; checkpoints up to here are "
+                f"kept in {str(self.out / 'checkpoints')!r}: start a run in another folder from "
+                "the last one (--init) with a lower optim.learning_rate or with "
+                "optim.precision = float32"
+            )
 
     # --- evaluation -----------------------------------------------------------------------------
 
@@ -239,6 +252,11 @@ class FineTuning:
         folders = sorted((self.out / "checkpoints").glob("step-*"))
         if not folders:
             return False
+        if read_settings(folders[-1]) != settings_of(self.checkpoint):
+            raise UsageError(
+                f"{str(folders[-1])!r} has another model, tasks or vocabulary than this run; "
+                "resume with the same data and the same --init, or start in another folder"
+            )
         state = folders[-1] / "state"
         self.model.load_state_dict(load_weights(state, "weights"), strict=True)
         self.average.load(load_weights(folders[-1]))

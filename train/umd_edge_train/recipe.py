@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from umd_edge._task import TaskSpec
-from umd_edge.errors import UsageError
+from umd_edge.errors import ManifestError, UsageError
 
 from .config import from_dict, model_config
 
@@ -19,6 +19,11 @@ else:  # pragma: no cover - exercised on Python 3.10 only
     import tomli as tomllib
 
 __all__ = ["Recipe", "load_recipe", "recipe_from_dict"]
+
+
+def _at_least(path: str, value: int, lowest: int) -> None:
+    if value < lowest:
+        raise UsageError(f"{path}: {value} given; {lowest} or more is allowed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +85,11 @@ class OptimConfig:
     structured_dropout_all: float = 0.15
     """Chance that all of an example's structured values are hidden."""
 
+    def __post_init__(self) -> None:
+        _at_least("optim.epochs", self.epochs, 1)
+        _at_least("optim.images_per_batch", self.images_per_batch, 2)  # batch normalisation
+        _at_least("optim.texts_per_image", self.texts_per_image, 1)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AugmentConfig:
@@ -96,6 +106,11 @@ class AugmentConfig:
     erase: float = 0.0
     """Chance that a random rectangle is blanked."""
 
+    @property
+    def is_off(self) -> bool:
+        """Whether pictures stay as they are, but for mirroring where a data set allows it."""
+        return not any(dataclasses.astuple(self))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
@@ -105,6 +120,10 @@ class RunConfig:
     checkpoint_every_steps: int = 200
     bootstrap: int = 0
     """Resamples behind the intervals of evaluations during training."""
+
+    def __post_init__(self) -> None:
+        _at_least("run.evaluate_every_epochs", self.evaluate_every_epochs, 1)
+        _at_least("run.checkpoint_every_steps", self.checkpoint_every_steps, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +153,18 @@ class Recipe:
             raise UsageError("recipe: at least one [[datasets]] and one [[tasks]] are needed")
         if self.folds and not 0 <= self.fold < self.folds:
             raise UsageError(f"recipe: fold {self.fold} given; 0..{self.folds - 1} is allowed")
+        _at_least("recipe.seed", self.seed, 0)
+        both = sorted(set(self.train_splits) & set(self.validation_splits))
+        if both and not self.folds:
+            raise UsageError(
+                f"recipe: splits {both} are in both train_splits and validation_splits"
+            )
+        for kind, listed in (
+            ("datasets", [dataset.name for dataset in self.datasets]),
+            ("tasks", [str(task.get("name")) for task in self.tasks]),
+        ):
+            if len(set(listed)) != len(listed):
+                raise UsageError(f"recipe: [[{kind}]] has a name twice among {listed}")
         names = {dataset.name for dataset in self.datasets}
         for index, task in enumerate(self.tasks):
             strangers = set(self.training_of(index).datasets) - names
@@ -142,7 +173,10 @@ class Recipe:
                     f"recipe: tasks[{index}].datasets names {sorted(strangers)}; "
                     f"[[datasets]] has {sorted(names)}"
                 )
-            self.spec_of(task, ("?",))
+            try:
+                self.spec_of(task, ("?",))
+            except ManifestError as error:
+                raise UsageError(f"recipe: {error}") from error
 
     def training_of(self, index: int) -> TaskTraining:
         """The training-only settings of a task."""

@@ -1,4 +1,4 @@
-"""A WordPiece vocabulary trained on a corpus, for models that start from nothing."""
+"""Tokenizers: a WordPiece vocabulary trained on a corpus, or the one of a published encoder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers.trainers import WordPieceTrainer
 
-__all__ = ["SPECIAL_TOKENS", "train_wordpiece"]
+from .models.pretrained import load_published
+
+__all__ = ["SPECIAL_TOKENS", "published_tokenizer", "train_wordpiece"]
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -43,3 +45,24 @@ def train_wordpiece(texts: Iterable[str], vocabulary_size: int) -> bytes:
         single="[CLS] $A [SEP]", special_tokens=ends
     )
     return tokenizer.to_str(pretty=False).encode("utf-8")
+
+
+def published_tokenizer(name: str) -> bytes:
+    """The tokenizer that the weights of a published text encoder were trained with.
+
+    Args:
+        name: Local directory or hub id.
+
+    Returns:
+        The bytes of its `tokenizer.json`.
+
+    Raises:
+        UsageError: It cannot be loaded, or has no fast tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    def load() -> bytes:
+        backend: Tokenizer = AutoTokenizer.from_pretrained(name).backend_tokenizer
+        return backend.to_str(pretty=False).encode("utf-8")
+
+    return load_published("model.text.pretrained (tokenizer)", name, load)

@@ -160,7 +160,8 @@ class CoAttention(nn.Module):
         """
         image = self.image_projection(image_tokens) + self.type_embedding[1]
         text = self.text_projection(text_tokens) + self.type_embedding[0]
-        table = self.structured(structured_values) + self.type_embedding[2]
+        # A hidden value is not even there for a pooling that reads padding.
+        table = self.structured(structured_values * structured_mask) + self.type_embedding[2]
         text = torch.cat([table, text], dim=1)
         mask = torch.cat([structured_mask, attention_mask.to(structured_mask.dtype)], dim=1)
         # A large finite number: exp() of it is exactly 0, and it stays finite in float16.

@@ -176,5 +176,5 @@ class VisionEncoder(nn.Module):
         """(B, 3, H, W) float32, normalised -> (B, 1 + N, D) float32."""
         tokens = self.backbone(pixel_values=pixel_values).last_hidden_state
         if self.is_clip:  # `transformers` normalises its pooled token alone
-            tokens = self.backbone.post_layernorm(tokens)
+            tokens = cast(nn.Module, self.backbone.post_layernorm)(tokens)
         return cast(Tensor, tokens)
