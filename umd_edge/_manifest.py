@@ -350,7 +350,8 @@ def _check_version(data: object) -> None:
         )
     requires = data.get("requires", [])
     if isinstance(requires, list):
-        unknown = sorted(str(name)[:60] for name in requires if name not in KNOWN_FEATURES)
+        names = {name for name in requires if isinstance(name, str)}
+        unknown = sorted(name[:60] for name in names - KNOWN_FEATURES)
         if unknown:
             raise BundleVersionError(
                 f"the bundle requires {unknown}, which this umd-edge does not know; "

@@ -179,6 +179,8 @@ def resize(image: UInt8Array, height: int, width: int, bits: int = 22) -> UInt8A
         raise ImageInputError(
             f"image of {rows} x {columns} pixels; sides of 1..{_MAX_SIDE} allowed"
         )
+    if (rows, columns) == (height, width):
+        return image
     turned = np.ascontiguousarray(image.transpose(1, 0, 2)).reshape(columns, rows * channels)
     across = _resize_rows(turned, width, bits).reshape(width, rows, channels)
     down = np.ascontiguousarray(across.transpose(1, 0, 2)).reshape(rows, width * channels)

@@ -95,6 +95,8 @@ WRONG = [
     ("files/golden.npz/size", -1, "size"),
     ("files", [], "files"),
     ("requires", "all", "requires"),
+    ("requires", [["nested"]], "requires"),
+    ("requires", [1], "requires"),
     ("provenance", [], "provenance"),
 ]
 
