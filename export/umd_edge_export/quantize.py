@@ -1,0 +1,147 @@
+"""INT8 by static quantisation: U8 activations, S8 weights by channel, QuantizeLinear pairs.
+
+Ranges are fixed at export, so a sample's result never depends on the other samples of its batch.
+Only convolutions and products with constant weights are quantised; activation-by-activation
+products, normalisation, softmax and additions stay in float. Weights have 7 bits: two products of
+an 8-bit and a 7-bit number fit the 16-bit sums of processors without VNNI instructions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import onnx
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from .graphs import strip_model
+from .runner import GraphTrio
+from .samples import Sample
+
+__all__ = ["WEIGHT_BITS", "float_nodes", "part_feeds", "quantize_graphs", "quantize_part"]
+
+WEIGHT_BITS = 7
+_QUANTISED = ("Conv", "MatMul", "Gemm")
+
+Feeds = Mapping[str, npt.NDArray[Any]]
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]
+    """Hands one sample after the other to the calibrator, which keeps two numbers a tensor."""
+
+    def __init__(self, feeds: Iterable[Feeds]) -> None:
+        self._feeds = iter(feeds)
+
+    def get_next(self) -> Feeds | None:
+        return next(self._feeds, None)
+
+
+def part_feeds(part: str, samples: Iterable[Sample], reference: GraphTrio) -> Iterator[Feeds]:
+    """Inputs of one graph for each sample; those of the fusion come from the float graphs."""
+    for sample in samples:
+        words = {"input_ids": sample.input_ids, "attention_mask": sample.attention_mask}
+        pixels = {"pixel_values": sample.pixel_values}
+        if part == "vision":
+            yield pixels
+        elif part == "text":
+            yield words
+        else:
+            yield {
+                "image_tokens": reference.run_part("vision", pixels)["image_tokens"],
+                "text_tokens": reference.run_part("text", words)["text_tokens"],
+                "attention_mask": sample.attention_mask,
+                "structured_values": sample.structured_values,
+                "structured_mask": sample.structured_mask,
+            }
+
+
+def float_nodes(model: onnx.ModelProto) -> list[str]:
+    """Names of products without a constant weight: they are left in float."""
+    constants = {item.name for item in model.graph.initializer}
+    return [
+        node.name
+        for node in model.graph.node
+        if node.op_type in _QUANTISED and node.input[1] not in constants
+    ]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The quantiser logs advice to the root logger."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def quantize_part(
+    model: onnx.ModelProto, feeds: Iterable[Feeds], keep_float: Iterable[str] = ()
+) -> onnx.ModelProto:
+    """Quantise one graph.
+
+    Args:
+        model: A float32 graph; left as it is.
+        feeds: Inputs from whose runs the ranges of activations are taken.
+        keep_float: Further nodes to leave in float.
+
+    Returns:
+        The graph with QuantizeLinear and DequantizeLinear pairs.
+    """
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        source, ready, result = (Path(folder, name) for name in ("a.onnx", "b.onnx", "c.onnx"))
+        onnx.save(model, str(source))
+        # Symbolic shape inference fails on named batch and length axes.
+        quant_pre_process(str(source), str(ready), skip_symbolic_shape=True, skip_optimization=True)
+        prepared = onnx.load(str(ready))
+        # Shapes inferred for weights of one graph contradict those of the transposed ones.
+        del prepared.graph.value_info[:]
+        onnx.save(prepared, str(ready))
+        quantize_static(
+            str(ready),
+            str(result),
+            _Reader(feeds),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(_QUANTISED),
+            per_channel=True,
+            reduce_range=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=[*float_nodes(prepared), *keep_float],
+            calibrate_method=CalibrationMethod.MinMax,
+            extra_options={
+                # The integer sums go straight to float: more exact than another 8-bit step.
+                "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],
+            },
+        )
+        quantised = onnx.load(str(result))
+    strip_model(quantised)
+    return quantised
+
+
+def quantize_graphs(
+    graphs: Mapping[str, onnx.ModelProto], samples: Iterable[Sample], reference: GraphTrio
+) -> dict[str, onnx.ModelProto]:
+    """Quantise the three graphs with ranges from real samples.
+
+    Args:
+        graphs: Part -> float32 graph.
+        samples: Can be iterated several times; one sample is in memory at a time.
+        reference: Sessions of the float32 graphs.
+    """
+    return {
+        part: quantize_part(model, part_feeds(part, samples, reference))
+        for part, model in graphs.items()
+    }
