@@ -138,7 +138,7 @@ def test_header_readers_end_for_any_bytes(data: bytes):
 @COMMON
 @given(SIDES, SIDES, SIDES, SIDES, st.integers(0, 255), st.integers(18, 24))
 def test_resize_keeps_a_flat_image_flat(h: int, w: int, height: int, width: int, v: int, bits: int):
-    # Rounded coefficients sum to 1 within taps / 2**(bits + 1); few bits and many taps shift a level.
+    # Rounded coefficients sum to 1 within taps / 2**(bits + 1): many taps want many bits.
     image = np.full((h, w, 1), v, np.uint8)
     assert np.unique(resize(image, height, width, bits)).tolist() == [v]
 
