@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.training import FIELDS, TASKS, minute_config, minute_model
 from torch import Tensor
 
+from support.training import FIELDS, TASKS, minute_config, minute_model
 from umd_edge_train.models.fusion import CrossModalLayer
 from umd_edge_train.objectives import contrastive_loss, match_loss, wrong_texts
 from umd_edge_train.objectives.supervised import (
@@ -145,7 +145,7 @@ def test_wrong_texts_are_wrong_and_minus_one_where_there_is_none():
     assert {int(wrong_texts(same, _rng(seed))[1]) for seed in range(40)} == {0, 2, 3, 4}
 
 
-# --- gradients -------------------------------------------------------------------------------------
+# --- gradients ---------------------------------------
 
 
 @pytest.mark.parametrize(

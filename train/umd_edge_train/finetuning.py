@@ -252,10 +252,15 @@ class FineTuning:
         folders = sorted((self.out / "checkpoints").glob("step-*"))
         if not folders:
             return False
-        if read_settings(folders[-1]) != settings_of(self.checkpoint):
+        provenance = json.loads((folders[-1] / "provenance.json").read_text(encoding="utf-8"))
+        if (
+            read_settings(folders[-1]) != settings_of(self.checkpoint)
+            or provenance["data"] != self.corpus.sources
+        ):
             raise UsageError(
-                f"{str(folders[-1])!r} has another model, tasks or vocabulary than this run; "
-                "resume with the same data and the same --init, or start in another folder"
+                f"{str(folders[-1])!r} has other data, another model or another vocabulary than "
+                "this run; resume with the same data and the same --init, or start in another "
+                "folder"
             )
         state = folders[-1] / "state"
         self.model.load_state_dict(load_weights(state, "weights"), strict=True)
