@@ -78,6 +78,8 @@ class ModelConfig:
     vocabulary_size: int = 2048
     max_length: int = 32
     dropout: float = 0.1
+    initializer_range: float = 0.02
+    """Standard deviation of new matrices: 0.02 at the paper's width of 768, more when narrower."""
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: TextConfig = field(default_factory=TextConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
@@ -108,9 +110,15 @@ class ModelConfig:
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {"vision": {"stem": "conv"}},
+    "tiny": {
+        "initializer_range": 0.05,
+        "vision": {"stem": "conv", "num_layers": 1},
+        "text": {"num_layers": 1},
+        "fusion": {"num_layers": 1},
+    },
     "small": {
         "image_size": 224,
+        "initializer_range": 0.03,
         "vocabulary_size": 8192,
         "max_length": 64,
         "vision": {

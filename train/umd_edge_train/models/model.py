@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -30,10 +32,10 @@ def _unit(x: Tensor) -> Tensor:
     return unit
 
 
-def _initialise(module: nn.Module) -> None:
-    """N(0, 0.02) and zero biases, as the paper's new modules."""
+def _initialise(module: nn.Module, std: float) -> None:
+    """N(0, std) and zero biases, as the paper's new modules (its std is 0.02)."""
     if isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, std=0.02)
+        nn.init.normal_(module.weight, std=std)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 
@@ -82,7 +84,7 @@ class UMDModel(nn.Module):
         )
         for name, part in self.named_children():
             if name not in ("vision_encoder", "text_encoder"):  # these initialise themselves
-                part.apply(_initialise)
+                part.apply(partial(_initialise, std=config.initializer_range))
 
     def encode_image(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) -> image_tokens (B, 1 + N, Dv) and unit image_embedding (B, E)."""

@@ -26,10 +26,8 @@ _SIZES = {
 
 
 def _adapt(name: str, published: Tensor, own: Tensor) -> Tensor:
-    """Shorter texts and a tokenizer smaller than its table need only the first rows."""
-    if name.endswith(("position_embeddings.weight", "word_embeddings.weight")):
-        return published[: len(own)]
-    return published
+    """Shorter texts, fewer words and a single type of token need only a table's first rows."""
+    return published[: len(own)] if name.endswith("_embeddings.weight") else published
 
 
 def _build(config: ModelConfig) -> nn.Module:
@@ -44,6 +42,7 @@ def _build(config: ModelConfig) -> nn.Module:
         "layer_norm_eps": text.layer_norm_eps,
         "hidden_dropout_prob": config.dropout,
         "attention_probs_dropout_prob": 0.0,
+        "initializer_range": config.initializer_range,
     }
     if text.architecture == "bert":
         settings = BertConfig(max_position_embeddings=config.max_length, **sizes)

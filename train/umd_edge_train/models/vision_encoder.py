@@ -98,6 +98,7 @@ def _vit(config: ModelConfig) -> nn.Module:
             layer_norm_eps=vision.layer_norm_eps,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
+            initializer_range=config.initializer_range,
         ),
         add_pooling_layer=False,
     )
