@@ -169,6 +169,8 @@ def _target(record: Record, task: TaskSpec, on_unmapped: OnUnmapped) -> npt.NDAr
     target = np.full(len(task.outputs), fill, dtype=np.float32)
     hits = 0
     for label in labels:
+        if not isinstance(label, str):
+            raise DataError(f"{record.where}: `{task.target.field}` must hold strings")
         name = task.target.map.get(label, label)
         if name is None:
             continue

@@ -191,7 +191,7 @@ def test_gradcheck_notices_a_wrong_gradient():
         torch.autograd.gradcheck(Wrong.apply, (_random(3).requires_grad_(),))
 
 
-# --- what the joint vector may and may not depend on -------------------------------------------------
+# --- what the joint vector may and may not depend on ------
 
 
 def _inputs(count: int, length: int, seed: int) -> dict[str, Tensor]:

@@ -178,7 +178,7 @@ class FineTuning:
         loss, named = batch_loss(
             self.model, self.objective, batch, pixel_values, self.optim.precision, rng
         )
-        self._require_finite("loss", loss)
+        self._require_finite("loss", loss.detach())
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.gradient_clip)

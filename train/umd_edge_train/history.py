@@ -75,7 +75,7 @@ class History:
         axes.set(ylabel="training loss (smoothed)", yscale="log", title="Learning curves")
         axes.grid(alpha=0.3)
         if names:
-            axes.legend(fontsize=8, ncol=3)
+            axes.legend(fontsize=8, ncol=3, loc="upper right")
 
     def _draw_metrics(self, axes: Any) -> None:
         evaluations = [record for record in self.records if record["kind"] == "validation"]
@@ -91,4 +91,4 @@ class History:
         axes.set(xlabel="optimiser step", ylabel="validation metric", ylim=(0.0, 1.0))
         axes.grid(alpha=0.3)
         if lines:
-            axes.legend(fontsize=8, ncol=2)
+            axes.legend(fontsize=8, ncol=2, loc="lower right")
