@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from ._results import BundleInfo
 from ._task import OnUnmapped, TaskSpec
 from .errors import DataError, InputError, UnknownTaskError
 
-__all__ = ["Evaluation", "evaluate_file"]
+__all__ = ["Evaluation", "evaluate_file", "example_metrics", "predict_examples"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,25 +94,25 @@ def evaluate_file(
         raise DataError(
             f"{data}: no record fits task {task_name!r}; left out: {dict(examples.dropped)}"
         )
-    probabilities = _predict(predictor, task, examples.examples, on_progress)
+    probabilities = predict_examples(predictor, task, examples.examples, on_progress)
     return Evaluation(
         task=task.name,
         n=len(examples.examples),
         dropped=examples.dropped,
-        metrics=_metrics(task, examples.examples, probabilities),
+        metrics=example_metrics(task, examples.examples, probabilities),
         bundle=predictor.info,
         variant=predictor.variant,
         provider=predictor.provider,
     )
 
 
-def _predict(
+def predict_examples(
     predictor: Predictor,
     task: TaskSpec,
-    examples: tuple[Example, ...],
-    on_progress: Callable[[int, int], None],
+    examples: Sequence[Example],
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> npt.NDArray[np.float64]:
-    """(N, K) float64; every image is encoded once for all its records."""
+    """Probabilities (N, K) float64; every image is encoded once for all its records."""
     by_image: dict[Path, list[int]] = {}
     for index, example in enumerate(examples):
         by_image.setdefault(example.image_path, []).append(index)
@@ -135,9 +135,10 @@ def _predict(
     return result
 
 
-def _metrics(
-    task: TaskSpec, examples: tuple[Example, ...], probabilities: npt.NDArray[np.float64]
+def example_metrics(
+    task: TaskSpec, examples: Sequence[Example], probabilities: npt.NDArray[np.float64]
 ) -> dict[str, MetricValue]:
+    """Metrics of probabilities (N, K) against N examples; see `_evaluation` for each."""
     groups = [example.group for example in examples]
     if task.kind == "vqa":
         best = probabilities.argmax(axis=1)

@@ -120,20 +120,34 @@ def evaluate(
 @_DATA
 @click.option("--split", type=click.Choice(["train", "val", "test"]), default="val")
 @click.option("--log", type=click.Path(path_type=Path), help="Append the figures to this log.")
-@click.option("--out", type=click.Path(path_type=Path), help="Write the figures as JSON.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the metrics as JSON.")
+@click.option("--bundle", type=click.Path(path_type=Path), help="Measure this bundle instead.")
 @_reports_errors
-def report(checkpoint: Path, data: Path, split: str, log: Path | None, out: Path | None) -> None:
+def report(
+    checkpoint: Path,
+    data: Path,
+    split: str,
+    log: Path | None,
+    out: Path | None,
+    bundle: Path | None,
+) -> None:
     """Report all tasks on one split, with baselines; a look at the test split must be logged."""
+    from umd_edge import Predictor
+
     from .checkpoint import load_checkpoint, write_json
     from .report import append_report, report_split
 
     if split == "test" and log is None:
         raise UsageError("a look at the test split must be logged; give --log FILE")
-    figures = report_split(load_checkpoint(checkpoint), data, split)
+    predictor = Predictor.load(bundle) if bundle else None
+    figures = report_split(load_checkpoint(checkpoint), data, split, predictor)
+    subject = f"checkpoint `{checkpoint.name}`"
+    if predictor:
+        subject += f" as {predictor.variant} bundle `{predictor.info.name}`"
     if log:
-        append_report(log, f"checkpoint `{checkpoint.name}`", figures)
+        append_report(log, subject, figures)
     if out:
-        write_json(out, figures)
+        write_json(out, {name: task["metrics"] for name, task in figures["tasks"].items()})
     for name, task in figures["tasks"].items():
         _print_metrics(name, task["metrics"])
 

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from umd_edge._evaluation import MetricValue, evaluate_classification, evaluate_vqa
+from umd_edge._evaluate import example_metrics
+from umd_edge._evaluation import MetricValue
 from umd_edge._postprocess import probabilities
 from umd_edge._preprocess import PreprocessSpec
 from umd_edge._records import Example, build_examples, read_records
@@ -84,24 +85,7 @@ def evaluate_task(
 ) -> dict[str, MetricValue]:
     """Metrics of one task, by name; see `umd_edge._evaluation` for their definitions."""
     ordered, logits = task_logits(model, task, examples, store, tokenizer, spec)
-    probability = probabilities(logits.numpy(), task)
-    groups = [example.group for example in ordered]
-    if task.kind == "vqa":
-        best = probability.argmax(axis=1)
-        return evaluate_vqa(
-            predictions=[task.outputs[row] for row in best],
-            confidences=probability.max(axis=1),
-            references=[e.reference for e in ordered if e.reference is not None],
-            groups=groups,
-        )
-    return evaluate_classification(
-        probabilities=probability,
-        targets=np.stack([e.target for e in ordered if e.target is not None]),
-        groups=groups,
-        labels=task.outputs,
-        multi_label=task.multi_label,
-        operating_points=task.operating_points,
-    )
+    return example_metrics(task, ordered, probabilities(logits.numpy(), task))
 
 
 def find_task(tasks: Sequence[TaskSpec], name: str) -> TaskSpec:

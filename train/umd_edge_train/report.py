@@ -12,16 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from umd_edge._answers import normalise_answer
+from umd_edge._evaluate import example_metrics, predict_examples
 from umd_edge._evaluation import MetricValue, evaluate_classification, evaluate_vqa
+from umd_edge._predictor import Predictor
 from umd_edge._records import Example, Record, build_examples, read_records
 from umd_edge._task import TaskSpec
 from umd_edge._tokenizer import TextTokenizer
 from umd_edge.errors import DataError
 
 from .checkpoint import Checkpoint, commit
-from .evaluate import evaluate_task
+from .evaluate import evaluate_task, find_task
 from .pictures import PictureStore
 from .recipe import DatasetConfig, Recipe, recipe_from_dict
 
@@ -104,13 +107,33 @@ def _label_prior(part: _Part) -> dict[str, MetricValue]:
     )
 
 
-def report_split(checkpoint: Checkpoint, data: Path, split: str) -> dict[str, Any]:
+def _bundle_metrics(predictor: Predictor, part: _Part) -> dict[str, MetricValue]:
+    """What the device would reach: the same records through a bundle."""
+    with tqdm(total=len(part.held_out), desc=part.name, unit="record") as bar:
+
+        def advance(done: int, _: int) -> None:
+            bar.update(done - bar.n)
+
+        probability = predict_examples(
+            predictor,
+            find_task(predictor.tasks, part.task.name),
+            part.held_out,
+            advance,
+        )
+    return example_metrics(part.task, part.held_out, probability)
+
+
+def report_split(
+    checkpoint: Checkpoint, data: Path, split: str, predictor: Predictor | None = None
+) -> dict[str, Any]:
     """Metrics and baselines of every task on every data set that it was trained on.
 
     Args:
         checkpoint: Its provenance holds the recipe, which names the data sets.
         data: Folder of the data sets.
         split: `train`, `val` or `test`.
+        predictor: A bundle made from the checkpoint; its metrics are then given in place of the
+            checkpoint's.
 
     Returns:
         `{"split", "commit", "created", "tasks": {"<task>/<data set>": {"n", "dropped", "metrics",
@@ -122,12 +145,17 @@ def report_split(checkpoint: Checkpoint, data: Path, split: str) -> dict[str, An
     recipe = recipe_from_dict(checkpoint.provenance.get("recipe", {}))
     parts = _parts(checkpoint, recipe, data, split)
     spec = checkpoint.preprocess
-    paths = sorted({e.image_path for part in parts for e in part.held_out})
+    paths = sorted({e.image_path for part in parts for e in part.held_out if predictor is None})
     store = PictureStore(paths, spec.height, spec.width, spec.coefficient_bits)
     tokenizer = TextTokenizer.from_bytes(checkpoint.tokenizer_json, checkpoint.max_length)
     tasks: dict[str, Any] = {}
     for part in parts:
-        metrics = evaluate_task(checkpoint.model, part.task, part.held_out, store, tokenizer, spec)
+        if predictor is not None:
+            metrics = _bundle_metrics(predictor, part)
+        else:
+            metrics = evaluate_task(
+                checkpoint.model, part.task, part.held_out, store, tokenizer, spec
+            )
         baseline = _question_prior(part) if part.task.kind == "vqa" else _label_prior(part)
         tasks[part.name] = {
             "n": len(part.held_out),
