@@ -64,7 +64,7 @@ SIZES = {
         "patch_size": 8,
         "stem": "conv",
         "stem_channels": [8, 12, 16],
-        "stem_blocks": [0, 1, 0],
+        "stem_convolutions": [1, 1, 1],
     },
     "text": {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 32},
     "fusion": {

@@ -23,7 +23,7 @@ MINUTE: dict[str, Any] = {
         "num_heads": 2,
         "intermediate_size": 32,
         "stem_channels": [8, 8, 16, 16],
-        "stem_blocks": [0, 0, 0, 1],
+        "stem_convolutions": [1, 1, 1, 1],
     },
     "text": {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 32},
     "fusion": {
@@ -70,7 +70,7 @@ num_layers = 1
 num_heads = 2
 intermediate_size = 32
 stem_channels = [8, 8, 16, 16]
-stem_blocks = [0, 0, 0, 1]
+stem_convolutions = [1, 1, 1, 1]
 [model.text]
 hidden_size = 16
 num_layers = 1

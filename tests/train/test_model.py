@@ -355,7 +355,7 @@ def test_a_vocabulary_larger_than_the_published_one_is_refused(published: Path):
         ({"fusion__num_heads": 7}, r"model\.fusion: hidden_size 16"),
         ({"image_size": 40}, r"image_size 40"),
         ({"vision__stem_channels": [8, 8]}, r"needs 4 stem_channels"),
-        ({"vision__stem_blocks": [1]}, r"needs 4 stem_channels"),
+        ({"vision__stem_convolutions": [1]}, r"needs 4 stem_channels"),
         ({"fusion__pooling": "max"}, r"model\.fusion\.pooling.*'max'"),
         ({"preset": "huge"}, r"model\.preset.*'huge'"),
     ],

@@ -30,11 +30,11 @@ class VisionConfig:
     intermediate_size: int = 768
     patch_size: int = 16
     stem: Literal["patch", "conv"] = "patch"
-    """`conv`: residual convolutions down to the patch grid instead of one strided projection."""
+    """`conv`: convolutions and pooling down to the patch grid instead of one strided projection."""
     stem_channels: tuple[int, ...] = (32, 64, 128, 192)
-    """Channels at 1/2, 1/4, 1/8, 1/16 of the image; one entry for each halving."""
-    stem_blocks: tuple[int, ...] = (0, 1, 2, 2)
-    """Residual blocks at each of those scales."""
+    """Channels at each scale, from full resolution on; each scale ends in a halving."""
+    stem_convolutions: tuple[int, ...] = (1, 1, 1, 2)
+    """3x3 convolutions at each of those scales."""
     pretrained: str = ""
     """Local directory or hub id of the weights to start from; empty starts from random ones."""
     activation: Literal["gelu", "quick_gelu"] = "gelu"
@@ -98,10 +98,13 @@ class ModelConfig:
             )
         if self.vision.stem == "conv":
             halvings = len(self.vision.stem_channels)
-            if 2**halvings != self.vision.patch_size or len(self.vision.stem_blocks) != halvings:
+            if (
+                2**halvings != self.vision.patch_size
+                or len(self.vision.stem_convolutions) != halvings
+            ):
                 raise UsageError(
                     f"model.vision: a conv stem with patch_size {self.vision.patch_size} needs "
-                    f"{self.vision.patch_size.bit_length() - 1} stem_channels and stem_blocks"
+                    f"{self.vision.patch_size.bit_length() - 1} stem_channels and stem_convolutions"
                 )
 
     def to_dict(self) -> dict[str, Any]:

@@ -170,7 +170,7 @@ class FineTuning:
         torch.manual_seed(seed)
         rate = learning_rate(self.step, self.total, self.optim)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate"]
         rng = torch.Generator().manual_seed(seed)
         pixel_values = augment(
             self.store.pixels[batch.rows], batch.flips, self.spec, self.recipe.augment, rng

@@ -14,12 +14,16 @@ __all__ = ["WeightAverage", "build_optimizer", "learning_rate"]
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW with betas 0.9, 0.98; vectors (biases, norms, single embeddings) are not decayed."""
-    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    plain = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
+    groups = []
+    for in_stem, rate in ((False, 1.0), (True, config.stem_rate)):
+        chosen = [
+            parameter
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and ("patch_embeddings" in name) == in_stem
+        ]
+        for matrices, decay in ((True, config.weight_decay), (False, 0.0)):
+            members = [p for p in chosen if (p.ndim > 1) == matrices]
+            groups.append({"params": members, "weight_decay": decay, "rate": rate})
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), eps=1e-8)
 
 

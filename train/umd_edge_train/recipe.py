@@ -74,6 +74,8 @@ class OptimConfig:
     texts_per_image: int = 3
     """Questions drawn for an image each time it is seen; it is encoded once for all of them."""
     learning_rate: float = 1e-3
+    stem_rate: float = 1.0
+    """Learning rate of a convolutional stem, as a multiple of the rest's."""
     weight_decay: float = 0.05
     warmup_fraction: float = 0.05
     gradient_clip: float = 1.0

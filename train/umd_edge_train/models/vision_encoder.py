@@ -1,7 +1,7 @@
 """The vision encoder: pixels to image tokens.
 
 A `transformers` ViT or CLIP tower, built from a config or loaded from a checkpoint. With
-`stem="conv"` the ViT's single strided projection is replaced by residual convolutions that end on
+`stem="conv"` the ViT's single strided projection is replaced by convolutions and pooling that end on
 the same grid ("early convolutions help transformers see better", arXiv 2106.14881), which learns
 faster from few pictures. Batch normalisation there is folded into the convolutions at export.
 """
@@ -39,38 +39,22 @@ _SIZES = {
 }
 
 
-class _ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with batch normalisation around a skip connection."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(channels)
-        nn.init.zeros_(self.norm2.weight)  # starts as the identity
-
-    def forward(self, x: Tensor) -> Tensor:
-        inner = torch.relu(self.norm1(self.conv1(x)))
-        return torch.relu(x + self.norm2(self.conv2(inner)))
-
-
 class ConvStem(nn.Module):
-    """Residual convolutions: (B, 3, H, W) -> (B, D, H / 2**n, W / 2**n) for n channel entries."""
+    """Convolutions and max-pooling: (B, 3, H, W) -> (B, D, H / 2**n, W / 2**n) for n scales."""
 
-    def __init__(self, channels: tuple[int, ...], blocks: tuple[int, ...], out: int) -> None:
+    def __init__(self, channels: tuple[int, ...], convolutions: tuple[int, ...], out: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         width = 3
-        for scale, (wide, count) in enumerate(zip(channels, blocks, strict=True)):
-            kernel = 5 if scale == 0 else 3
-            layers += [
-                nn.Conv2d(width, wide, kernel, stride=2, padding=kernel // 2, bias=False),
-                nn.BatchNorm2d(wide),
-                nn.ReLU(),
-            ]
-            layers += [_ResidualBlock(wide) for _ in range(count)]
-            width = wide
+        for wide, count in zip(channels, convolutions, strict=True):
+            for _ in range(count):
+                layers += [
+                    nn.Conv2d(width, wide, 3, padding=1, bias=False),
+                    nn.BatchNorm2d(wide),
+                    nn.ReLU(),
+                ]
+                width = wide
+            layers.append(nn.MaxPool2d(2))
         self.layers = nn.Sequential(*layers)
         self.projection = nn.Conv2d(width, out, 1)
 
@@ -103,7 +87,7 @@ def _vit(config: ModelConfig) -> nn.Module:
         add_pooling_layer=False,
     )
     if vision.stem == "conv":
-        stem = ConvStem(vision.stem_channels, vision.stem_blocks, vision.hidden_size)
+        stem = ConvStem(vision.stem_channels, vision.stem_convolutions, vision.hidden_size)
         model.embeddings.patch_embeddings.projection = cast(Any, stem)
     return cast(nn.Module, model)
 
