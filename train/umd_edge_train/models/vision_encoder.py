@@ -1,8 +1,8 @@
 """The vision encoder: pixels to image tokens.
 
 A `transformers` ViT or CLIP tower, built from a config or loaded from a checkpoint. With
-`stem="conv"` the ViT's single strided projection is replaced by convolutions and pooling that end on
-the same grid ("early convolutions help transformers see better", arXiv 2106.14881), which learns
+`stem="conv"` the ViT's single strided projection is replaced by convolutions and pooling that end
+on the same grid ("early convolutions help transformers see better", arXiv 2106.14881), which learns
 faster from few pictures. Batch normalisation there is folded into the convolutions at export.
 """
 
