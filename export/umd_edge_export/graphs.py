@@ -170,12 +170,13 @@ class _PartConfig(ExporterConfig):  # type: ignore[misc]
 def _sizes(checkpoint: Checkpoint) -> PretrainedConfig:
     """Sizes of the inputs, in the form that the generators read."""
     model = checkpoint.model
+    grid = model.config.image_size // model.config.vision.patch_size
     return PretrainedConfig(
         vocab_size=model.config.vocabulary_size,
         num_channels=checkpoint.preprocess.channels,
         image_size=[checkpoint.preprocess.height, checkpoint.preprocess.width],
         num_fields=model.num_fields,
-        num_image_tokens=1 + (model.config.image_size // model.config.vision.patch_size) ** 2,
+        num_image_tokens=grid**2 + 1 + model.has_summary,
         image_width=model.vision_encoder.hidden_size,
         text_width=model.text_encoder.hidden_size,
     )

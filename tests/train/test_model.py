@@ -60,7 +60,8 @@ def test_presets_encode_pictures_of_their_size(preset: str):
     side = model.config.image_size
     with torch.device("meta"):
         tokens, embedding = model.encode_image(torch.zeros(1, 3, side, side))
-    assert tokens.shape == (1, 1 + (side // 16) ** 2, model.config.vision.hidden_size)
+    count = 1 + (side // 16) ** 2 + (model.config.vision.stem == "conv")
+    assert tokens.shape == (1, count, model.config.vision.hidden_size)
     assert embedding.shape == (1, model.config.fusion.embedding_size)
 
 
@@ -69,7 +70,7 @@ def test_stems_end_on_the_same_grid_and_see_the_whole_picture(stem: str):
     model = minute_model(minute_config(vision__stem=stem))
     picture = torch.zeros(1, 3, 32, 32)
     base = model.vision_encoder(picture)
-    assert base.shape == (1, 5, 16)
+    assert base.shape == (1, 5 + (stem == "conv"), 16)
     for row, column in ((0, 0), (0, 31), (31, 0), (31, 31)):
         changed = picture.clone()
         changed[..., row, column] = 5.0

@@ -97,6 +97,11 @@ class ModelConfig:
                 f"{self.vision.patch_size}"
             )
         if self.vision.stem == "conv":
+            if self.vision.stem_channels[-1:] != (self.vision.hidden_size,):
+                raise UsageError(
+                    f"model.vision: the last of stem_channels must be hidden_size "
+                    f"{self.vision.hidden_size}, {self.vision.stem_channels} given"
+                )
             halvings = len(self.vision.stem_channels)
             if (
                 2**halvings != self.vision.patch_size

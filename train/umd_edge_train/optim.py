@@ -19,7 +19,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         chosen = [
             parameter
             for name, parameter in model.named_parameters()
-            if parameter.requires_grad and ("patch_embeddings" in name) == in_stem
+            if parameter.requires_grad and ("vision_encoder.stem." in name) == in_stem
         ]
         for matrices, decay in ((True, config.weight_decay), (False, 0.0)):
             members = [p for p in chosen if (p.ndim > 1) == matrices]

@@ -2,6 +2,8 @@
 
 * Encoders are `transformers` models; fusion and heads are ours.
 * An image is encoded once and fused with any number of texts.
+* Behind a convolutional stem, the mean of its feature map reaches the heads through a linear
+  shortcut as well: layer normalisation hides how strong a feature is, and small sets need that.
 * The joint vector is [pooled text ; pooled image]; each task reads it through its own head.
 * `image_embedding` and `text_embedding` are unit vectors for retrieval without fusion.
 * `match_logit` says how well image and text belong together (retrieval with fusion).
@@ -72,6 +74,9 @@ class UMDModel(nn.Module):
         self.image_pooler = Pooler(fusion.hidden_size, fusion.pooling)
         self.image_embedding = nn.Linear(self.vision_encoder.hidden_size, fusion.embedding_size)
         self.text_embedding = nn.Linear(self.text_encoder.hidden_size, fusion.embedding_size)
+        self.has_summary = config.vision.stem == "conv"
+        if self.has_summary:
+            self.image_shortcut = nn.Linear(self.vision_encoder.hidden_size, fusion.hidden_size)
         self.match_head = nn.Linear(2 * fusion.hidden_size, 1)
         self.task_heads = nn.ModuleDict(
             {
@@ -85,6 +90,8 @@ class UMDModel(nn.Module):
         for name, part in self.named_children():
             if name not in ("vision_encoder", "text_encoder"):  # these initialise themselves
                 part.apply(partial(_initialise, std=config.initializer_range))
+        if self.has_summary:  # starts as nothing
+            nn.init.zeros_(self.image_shortcut.weight)
 
     def encode_image(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) -> image_tokens (B, 1 + N, Dv) and unit image_embedding (B, E)."""
@@ -105,12 +112,17 @@ class UMDModel(nn.Module):
         structured_mask: Tensor,
     ) -> Tensor:
         """Joint vectors (B, 2 D): pooled text, then pooled image."""
+        summary = image_tokens[:, -1]
+        if self.has_summary:
+            image_tokens = image_tokens[:, :-1]
         text, image, mask = self.fusion(
             image_tokens, text_tokens, attention_mask, structured_values, structured_mask
         )
         # the text's class token follows the structured values
         pooled_text = self.text_pooler(text, mask, self.num_fields)
         pooled_image = self.image_pooler(image, None, 0)
+        if self.has_summary:
+            pooled_image = pooled_image + self.image_shortcut(summary)
         return torch.cat([pooled_text, pooled_image], dim=-1)
 
     def fuse(

@@ -1,9 +1,9 @@
 """The vision encoder: pixels to image tokens.
 
 A `transformers` ViT or CLIP tower, built from a config or loaded from a checkpoint. With
-`stem="conv"` the ViT's single strided projection is replaced by convolutions and pooling that end
-on the same grid ("early convolutions help transformers see better", arXiv 2106.14881), which learns
-faster from few pictures. Batch normalisation there is folded into the convolutions at export.
+`stem="conv"` convolutions and pooling stand in front of the ViT and end on the same grid ("early
+convolutions help transformers see better", arXiv 2106.14881), which learns faster from few
+pictures. Batch normalisation there is folded into the convolutions at export.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ _SIZES = {
 
 
 class ConvStem(nn.Module):
-    """Convolutions and max-pooling: (B, 3, H, W) -> (B, D, H / 2**n, W / 2**n) for n scales."""
+    """Convolutions and max-pooling: (B, 3, H, W) -> (B, C, H / 2**n, W / 2**n) for n scales."""
 
-    def __init__(self, channels: tuple[int, ...], convolutions: tuple[int, ...], out: int) -> None:
+    def __init__(self, channels: tuple[int, ...], convolutions: tuple[int, ...]) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         width = 3
@@ -56,40 +56,37 @@ class ConvStem(nn.Module):
                 width = wide
             layers.append(nn.MaxPool2d(2))
         self.layers = nn.Sequential(*layers)
-        self.projection = nn.Conv2d(width, out, 1)
-
-    @property
-    def weight(self) -> Tensor:
-        """Of the last projection: `transformers` reads the dtype of its patch projection here."""
-        return self.projection.weight
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, H, W) float32 -> (B, D, H / 2**n, W / 2**n) float32."""
-        return cast(Tensor, self.projection(self.layers(pixel_values)))
+        """(B, 3, H, W) float32 -> (B, C, H / 2**n, W / 2**n) float32."""
+        return cast(Tensor, self.layers(pixel_values))
 
 
 def _vit(config: ModelConfig) -> nn.Module:
     vision = config.vision
-    model = ViTModel(
-        ViTConfig(
-            hidden_size=vision.hidden_size,
-            num_hidden_layers=vision.num_layers,
-            num_attention_heads=vision.num_heads,
-            intermediate_size=vision.intermediate_size,
-            image_size=config.image_size,
-            patch_size=vision.patch_size,
-            hidden_act=vision.activation,
-            layer_norm_eps=vision.layer_norm_eps,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            initializer_range=config.initializer_range,
+    has_stem = vision.stem == "conv"
+    # Behind a stem, a patch is one cell of its feature map.
+    side = config.image_size // vision.patch_size if has_stem else config.image_size
+    return cast(
+        nn.Module,
+        ViTModel(
+            ViTConfig(
+                hidden_size=vision.hidden_size,
+                num_hidden_layers=vision.num_layers,
+                num_attention_heads=vision.num_heads,
+                intermediate_size=vision.intermediate_size,
+                image_size=side,
+                patch_size=1 if has_stem else vision.patch_size,
+                num_channels=vision.stem_channels[-1] if has_stem else 3,
+                hidden_act=vision.activation,
+                layer_norm_eps=vision.layer_norm_eps,
+                hidden_dropout_prob=0.0,
+                attention_probs_dropout_prob=0.0,
+                initializer_range=config.initializer_range,
+            ),
+            add_pooling_layer=False,
         ),
-        add_pooling_layer=False,
     )
-    if vision.stem == "conv":
-        stem = ConvStem(vision.stem_channels, vision.stem_convolutions, vision.hidden_size)
-        model.embeddings.patch_embeddings.projection = cast(Any, stem)
-    return cast(nn.Module, model)
 
 
 def _clip(config: ModelConfig) -> nn.Module:
@@ -129,6 +126,9 @@ class VisionEncoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.backbone = {"vit": _vit, "clip": _clip}[config.vision.architecture](config)
+        self.stem: ConvStem | None = None
+        if config.vision.stem == "conv":
+            self.stem = ConvStem(config.vision.stem_channels, config.vision.stem_convolutions)
         self.hidden_size = config.vision.hidden_size
         self.is_clip = config.vision.architecture == "clip"
         if config.vision.pretrained:
@@ -158,7 +158,15 @@ class VisionEncoder(nn.Module):
         copy_weights("vision", self.backbone, published, _adapt)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, H, W) float32, normalised -> (B, 1 + N, D) float32."""
+        """(B, 3, H, W) float32, normalised -> (B, 1 + N, D) float32.
+
+        Behind a stem one more token comes last: the mean of the stem's feature map, as it is.
+        """
+        if self.stem is not None:
+            features = self.stem(pixel_values)
+            summary = functional.adaptive_avg_pool2d(features, 1).flatten(1)
+            tokens = self.backbone(pixel_values=features).last_hidden_state
+            return torch.cat([tokens, summary[:, None]], dim=1)
         tokens = self.backbone(pixel_values=pixel_values).last_hidden_state
         if self.is_clip:  # `transformers` normalises its pooled token alone
             tokens = cast(nn.Module, self.backbone.post_layernorm)(tokens)
