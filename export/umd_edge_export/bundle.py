@@ -140,8 +140,8 @@ def _notes(variant: str) -> dict[str, Any]:
         "activations": "uint8, asymmetric, one range a tensor",
         "weights": "int8, symmetric, one scale a channel",
         "weight_bits": WEIGHT_BITS,
-        "why_7_bits": "sums of two products fit 16 bits, so processors without VNNI are right too",
-        "float": "embeddings, normalisation, softmax, products of two activations",
+        "without_vnni": "the runtime uses products that cannot overflow and reports them as u8u8",
+        "float": "embeddings, normalisation, softmax, products of two activations, last products",
     }
 
 

@@ -31,7 +31,7 @@ def test_manifest_and_report_say_what_was_done(bundle):
     assert (manifest.name, manifest.version) == ("tiny-test", "1.2.3")
     assert manifest.created == "2026-01-31T12:00:00Z"
     assert manifest.default_variant == "int8"
-    assert manifest.variants["int8"].notes["weight_bits"] == 7
+    assert manifest.variants["int8"].notes["weight_bits"] == 8
     report = json.loads(bundle.read("report.json"))
     assert report["parity"]["max_difference"] <= report["parity"]["tolerance"] == 1e-4
     assert all(report["invariance"][name]["bit_identical"] for name in ("fp32", "int8"))
