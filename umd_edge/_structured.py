@@ -17,6 +17,9 @@ from .errors import ManifestError, StructuredInputError
 
 __all__ = ["StructuredField", "encode_structured"]
 
+# What float32 holds with room to spare; no measurement lies this many deviations off.
+_LARGEST = 1e30
+
 FieldKind = Literal["binary", "numeric", "categorical"]
 
 
@@ -97,7 +100,10 @@ class StructuredField:
             if value is False or not math.isfinite(number):
                 unit = f" in {self.unit}" if self.unit else ""
                 raise StructuredInputError(f"{self.name}: a finite number{unit} is needed")
-            return (number - self.mean) / self.std
+            scaled = (number - self.mean) / self.std
+            if abs(scaled) > _LARGEST:
+                raise StructuredInputError(f"{self.name}: the number is beyond any real value")
+            return scaled
         if not isinstance(value, str):
             raise StructuredInputError(f"{self.name}: one of {list(self.categories)} is needed")
         folded = value.strip().casefold()

@@ -141,7 +141,7 @@ def _notes(variant: str) -> dict[str, Any]:
         "weights": "int8, symmetric, one scale a channel",
         "weight_bits": WEIGHT_BITS,
         "without_vnni": "the runtime uses products that cannot overflow and reports them as u8u8",
-        "float": "embeddings, normalisation, softmax, products of two activations, last products",
+        "float": "text graph, normalisation, softmax, products of two activations, task heads",
     }
 
 

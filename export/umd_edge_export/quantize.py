@@ -2,7 +2,7 @@
 
 Ranges are fixed at export, so a sample's result never depends on the other samples of its batch.
 Only convolutions and products with constant weights are quantised; activation-by-activation
-products, normalisation, softmax, additions and the last product of each output stay in float.
+products, normalisation, softmax, additions and the task heads stay in float.
 Weights have 8 bits: with 7 about twice as many decisions change. Sums of two such products overflow
 the 16 bits of processors without VNNI instructions; there the runtime asks for products that cannot
 (`session.x64quantprecision`), because the variant's notes say `weight_bits: 8`.
@@ -33,15 +33,19 @@ from .runner import GraphTrio
 from .samples import Sample
 
 __all__ = [
+    "QUANTISED_PARTS",
     "WEIGHT_BITS",
+    "first_convolution",
     "float_nodes",
-    "last_products",
+    "head_products",
     "part_feeds",
     "quantize_graphs",
     "quantize_part",
 ]
 
 WEIGHT_BITS = 8
+QUANTISED_PARTS = ("vision", "fusion")
+"""The text graph stays in float: it is small, and an error in a word is one in every answer."""
 _QUANTISED = ("Conv", "MatMul", "Gemm")
 
 Feeds = Mapping[str, npt.NDArray[Any]]
@@ -86,19 +90,31 @@ def float_nodes(model: onnx.ModelProto) -> list[str]:
     ]
 
 
-def last_products(model: onnx.ModelProto) -> list[str]:
-    """Names of the products that give the logits: small, and every error in them is final."""
+def first_convolution(model: onnx.ModelProto) -> list[str]:
+    """Name of the convolution that reads the pixels, if any: few products, and all detail."""
+    pixels = {item.name for item in model.graph.input}
+    return [n.name for n in model.graph.node if n.op_type == "Conv" and n.input[0] in pixels]
+
+
+def head_products(model: onnx.ModelProto) -> list[str]:
+    """Names of the products that make logits of the joint vector: small, and next to the decision.
+
+    From each output `logits_*` back the last two, and the one that gives `match_logit`.
+    """
     makers = {name: node for node in model.graph.node for name in node.output}
-    names = []
+    names: dict[str, None] = {}
     for output in model.graph.output:
-        if not output.name.startswith("logits_") and output.name != "match_logit":
-            continue
+        if output.name.startswith("logits_"):
+            wanted = 2
+        else:
+            wanted = 1 if output.name == "match_logit" else 0
         node = makers.get(output.name)
-        while node is not None and node.op_type not in _QUANTISED:
+        while node is not None and wanted:
+            if node.op_type in _QUANTISED:
+                names[node.name] = None
+                wanted -= 1
             node = next((makers[name] for name in node.input if name in makers), None)
-        if node is not None:
-            names.append(node.name)
-    return names
+    return list(names)
 
 
 @contextlib.contextmanager
@@ -143,7 +159,12 @@ def quantize_part(
             reduce_range=False,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=[*float_nodes(prepared), *last_products(prepared), *keep_float],
+            nodes_to_exclude=[
+                *float_nodes(prepared),
+                *first_convolution(prepared),
+                *head_products(prepared),
+                *keep_float,
+            ],
             calibrate_method=CalibrationMethod.MinMax,
             extra_options={
                 # The integer sums go straight to float: more exact than another 8-bit step.
@@ -167,5 +188,7 @@ def quantize_graphs(
     """
     return {
         part: quantize_part(model, part_feeds(part, samples, reference))
+        if part in QUANTISED_PARTS
+        else model
         for part, model in graphs.items()
     }

@@ -12,7 +12,13 @@ from umd_edge_export.errors import InvarianceError
 from umd_edge_export.golden import golden_inputs, golden_outputs, golden_tolerance
 from umd_edge_export.graphs import PARTS
 from umd_edge_export.invariance import check_invariance, measure_invariance
-from umd_edge_export.quantize import float_nodes, last_products, quantize_graphs
+from umd_edge_export.quantize import (
+    QUANTISED_PARTS,
+    first_convolution,
+    float_nodes,
+    head_products,
+    quantize_graphs,
+)
 from umd_edge_export.runner import GraphTrio, largest_difference
 
 
@@ -23,7 +29,9 @@ def int8_models(models, graphs, parts, source):
 
 @pytest.fixture(scope="session")
 def int8(int8_models) -> dict[str, bytes]:
-    return {part: int8_models[part].SerializeToString(deterministic=True) for part in PARTS}
+    return {
+        part: int8_models[part].SerializeToString(deterministic=True) for part in QUANTISED_PARTS
+    }
 
 
 def _weights(model):
@@ -35,14 +43,15 @@ def _weights(model):
 
 
 def test_every_product_with_a_constant_weight_is_quantised(int8_models, models):
-    for part in PARTS:
+    for part in QUANTISED_PARTS:
         wanted = sum(node.op_type in ("Conv", "MatMul", "Gemm") for node in models[part].graph.node)
-        wanted -= len(float_nodes(models[part])) + len(last_products(models[part]))
+        wanted -= len(float_nodes(models[part])) + len(head_products(models[part]))
+        wanted -= len(first_convolution(models[part]))
         assert wanted == len(list(_weights(int8_models[part]))) > 0
 
 
 def test_weights_have_eight_bits_and_a_scale_for_each_channel(int8_models):
-    for part in PARTS:
+    for part in QUANTISED_PARTS:
         model = int8_models[part]
         scales = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
         for name, value in _weights(model):
@@ -52,7 +61,7 @@ def test_weights_have_eight_bits_and_a_scale_for_each_channel(int8_models):
 
 
 def test_activations_are_unsigned_bytes(int8_models):
-    for part in PARTS:
+    for part in QUANTISED_PARTS:
         graph = int8_models[part].graph
         points = {t.name: t.data_type for t in graph.initializer}
         nodes = [node for node in graph.node if node.op_type == "QuantizeLinear"]
@@ -61,7 +70,7 @@ def test_activations_are_unsigned_bytes(int8_models):
 
 
 def test_products_of_two_activations_stay_in_float(int8_models, models):
-    for part in PARTS:
+    for part in QUANTISED_PARTS:
         kept = set(float_nodes(models[part]))
         assert kept
         made = {
@@ -177,14 +186,15 @@ def test_golden_inputs_are_generated_and_always_the_same(checkpoint):
     assert first["image"].shape[:2] != (checkpoint.preprocess.height, checkpoint.preprocess.width)
 
 
-def test_the_last_product_of_every_output_stays_in_float(int8_models, models):
-    names = last_products(models["fusion"])
-    outputs = {o.name for o in models["fusion"].graph.output}
-    assert len(names) == len(outputs)
-    makers = {name: node for node in int8_models["fusion"].graph.node for name in node.output}
-    floats = {t.name for t in int8_models["fusion"].graph.initializer if t.data_type == 1}
-    for node in int8_models["fusion"].graph.node:
-        if node.name in names:
-            assert node.input[1] in floats
-            assert makers[node.input[0]].op_type != "DequantizeLinear"
-    assert last_products(models["vision"]) == last_products(models["text"]) == []
+def test_task_heads_and_the_first_convolution_stay_in_float(int8_models, models):
+    heads = head_products(models["fusion"])
+    outputs = {output.name for output in models["fusion"].graph.output}
+    assert len(heads) == 2 * len(outputs) - 1  # the match head is one product
+    first = first_convolution(models["vision"])
+    assert len(first) == 1
+    for part, names in (("fusion", heads), ("vision", first)):
+        graph = int8_models[part].graph
+        floats = {t.name for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
+        weights = {node.name: node.input[1] for node in graph.node}
+        assert all(weights[name] in floats for name in names)
+    assert not head_products(models["vision"]) and not first_convolution(models["fusion"])

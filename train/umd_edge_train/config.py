@@ -97,11 +97,6 @@ class ModelConfig:
                 f"{self.vision.patch_size}"
             )
         if self.vision.stem == "conv":
-            if self.vision.stem_channels[-1:] != (self.vision.hidden_size,):
-                raise UsageError(
-                    f"model.vision: the last of stem_channels must be hidden_size "
-                    f"{self.vision.hidden_size}, {self.vision.stem_channels} given"
-                )
             halvings = len(self.vision.stem_channels)
             if (
                 2**halvings != self.vision.patch_size
@@ -110,6 +105,11 @@ class ModelConfig:
                 raise UsageError(
                     f"model.vision: a conv stem with patch_size {self.vision.patch_size} needs "
                     f"{self.vision.patch_size.bit_length() - 1} stem_channels and stem_convolutions"
+                )
+            if self.vision.stem_channels[-1:] != (self.vision.hidden_size,):
+                raise UsageError(
+                    f"model.vision: the last of stem_channels must be hidden_size "
+                    f"{self.vision.hidden_size}, {self.vision.stem_channels} given"
                 )
 
     def to_dict(self) -> dict[str, Any]:
