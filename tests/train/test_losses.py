@@ -234,7 +234,7 @@ def test_padding_of_a_text_changes_nothing(model, seed: int, extra: int, filler:
     padded = dict(inputs)
     padded["input_ids"] = torch.nn.functional.pad(inputs["input_ids"], (0, extra), value=filler)
     padded["attention_mask"] = torch.nn.functional.pad(inputs["attention_mask"], (0, extra))
-    torch.testing.assert_close(_joint(model, padded), _joint(model, inputs), rtol=0, atol=5e-6)
+    torch.testing.assert_close(_joint(model, padded), _joint(model, inputs), rtol=0, atol=5e-5)
 
 
 @QUICK
@@ -271,7 +271,7 @@ def test_a_batch_of_one_equals_its_row_of_a_larger_batch(model, seed: int, row: 
     inputs = _inputs(4, 6, seed)
     alone = {name: tensor[row : row + 1] for name, tensor in inputs.items()}
     torch.testing.assert_close(
-        _joint(model, alone)[0], _joint(model, inputs)[row], rtol=0, atol=5e-6
+        _joint(model, alone)[0], _joint(model, inputs)[row], rtol=0, atol=5e-5
     )
 
 
@@ -281,7 +281,7 @@ def test_permuting_a_batch_permutes_the_outputs(model, seed: int, order: list[in
     inputs = _inputs(4, 6, seed)
     turned = {name: tensor[order] for name, tensor in inputs.items()}
     torch.testing.assert_close(
-        _joint(model, turned), _joint(model, inputs)[order], rtol=0, atol=5e-6
+        _joint(model, turned), _joint(model, inputs)[order], rtol=0, atol=5e-5
     )
 
 
