@@ -130,7 +130,7 @@ def test_a_learnable_task_is_learnt(tmp_path: Path):
         "optim.learning_rate=3e-3",
         "optim.average_decay=0.98",
         "optim.images_per_batch=16",
-        "model.vision.stem_channels=[16, 16, 32, 32]",
+        "model.vision.stem_channels=[16, 16, 32, 16]",
         "augment.scale=0.1",
         "augment.aspect=0.0",
     )
