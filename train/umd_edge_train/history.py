@@ -50,7 +50,7 @@ class History:
         matplotlib.use("Agg")
         from matplotlib import pyplot
 
-        figure, (top, bottom) = pyplot.subplots(2, 1, figsize=(9, 8), sharex=True)
+        figure, (top, bottom) = pyplot.subplots(2, 1, figsize=(12, 8), sharex=True)
         try:
             self._draw_losses(top)
             self._draw_metrics(bottom)
@@ -75,7 +75,7 @@ class History:
         axes.set(ylabel="training loss (smoothed)", yscale="log", title="Learning curves")
         axes.grid(alpha=0.3)
         if names:
-            axes.legend(fontsize=8, ncol=3, loc="upper right")
+            axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
 
     def _draw_metrics(self, axes: Any) -> None:
         evaluations = [record for record in self.records if record["kind"] == "validation"]
@@ -91,4 +91,4 @@ class History:
         axes.set(xlabel="optimiser step", ylabel="validation metric", ylim=(0.0, 1.0))
         axes.grid(alpha=0.3)
         if lines:
-            axes.legend(fontsize=8, ncol=2, loc="lower right")
+            axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
