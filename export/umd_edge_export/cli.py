@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -11,18 +10,17 @@ from typing import NoReturn
 import click
 
 from umd_edge import __version__
-from umd_edge.errors import UmdEdgeError, UsageError
+from umd_edge._program import Program
+from umd_edge.errors import UsageError
 
 __all__ = ["main", "run"]
 
 _PATH = click.Path(path_type=Path)
-_INTERRUPTED = 130
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group("umd-edge-export", cls=Program)
 @click.version_option(__version__, prog_name="umd-edge-export")
-@click.option("--traceback", is_flag=True, help="Show the Python traceback of an error.")
-def cli(traceback: bool) -> None:
+def cli() -> None:
     r"""Turn a checkpoint into a bundle, and compare bundles.
 
     \b
@@ -142,37 +140,10 @@ def _count(task: str, done: int, total: int) -> None:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and give its exit code back.
-
-    Args:
-        arguments: Without the program's name; None means those of the process.
-    """
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        code = cli.main(given, prog_name="umd-edge-export", standalone_mode=False)
-        return code if isinstance(code, int) else 0
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
-        return _INTERRUPTED
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except UmdEdgeError as error:
-        if "--traceback" in given:
-            raise
-        click.echo(f"error: {' '.join(str(error).split())}", err=True)
-        return error.exit_code
-    except Exception as error:
-        if "--traceback" in given:
-            raise
-        click.echo(
-            f"error: internal error ({type(error).__name__}); `umd-edge-export --traceback ...` "
-            "shows more",
-            err=True,
-        )
-        return 1
+    """Run the command line and give its exit code back; None means the process's arguments."""
+    return cli.run(arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> NoReturn:
+def main() -> NoReturn:
     """Entry point of the `umd-edge-export` script."""
-    sys.exit(run(arguments))
+    cli.main()

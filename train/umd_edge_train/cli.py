@@ -4,40 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
 from umd_edge._task import OnUnmapped
-from umd_edge.errors import UmdEdgeError, UsageError
+from umd_edge._program import Program
+from umd_edge.errors import UsageError
 
 from .data_cli import data as data_group
 
 __all__ = ["main"]
 
 
-def _reports_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """One line for an error of ours, and its exit code."""
-
-    @wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except UmdEdgeError as error:
-            click.echo(f"error: {error}", err=True)
-            sys.exit(error.exit_code)
-        except OSError as error:  # a full disk, a folder that may not be written
-            click.echo(f"error: {error.filename or 'file system'}: {error.strerror}", err=True)
-            sys.exit(1)
-
-    return wrapped
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("umd-edge-train", cls=Program)
 @click.version_option(package_name="umd-edge")
 @click.option("--threads", type=click.IntRange(min=1), default=None, help="CPU threads of torch.")
 def main(threads: int | None) -> None:
@@ -56,7 +37,6 @@ main.add_command(data_group)
 @click.option("--set", "settings", multiple=True, metavar="A.B=C", help="Overrides a setting.")
 @click.option("--init", type=click.Path(path_type=Path), help="Checkpoint to start from.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out.")
-@_reports_errors
 def finetune(
     recipe: Path,
     data: Path,
@@ -95,7 +75,6 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on
 )
 @click.option("--on-unmapped", type=click.Choice(["error", "drop"]), help="Unknown labels.")
 @_JSON
-@_reports_errors
 def evaluate(
     checkpoint: Path,
     task: str,
@@ -122,7 +101,6 @@ def evaluate(
 @click.option("--log", type=click.Path(path_type=Path), help="Append the figures to this log.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the metrics as JSON.")
 @click.option("--bundle", type=click.Path(path_type=Path), help="Measure this bundle instead.")
-@_reports_errors
 def report(
     checkpoint: Path,
     data: Path,
@@ -155,7 +133,6 @@ def report(
 @main.command()
 @_CHECKPOINT
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="New checkpoint.")
-@_reports_errors
 def pack(checkpoint: Path, out: Path) -> None:
     """Write a checkpoint for keeping: half the size, without the optimiser's state."""
     from .checkpoint import load_checkpoint, pack_checkpoint
@@ -170,7 +147,6 @@ def pack(checkpoint: Path, out: Path) -> None:
 @click.option("--train", type=click.Path(path_type=Path), required=True, help="JSONL manifest.")
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="JSONL manifest.")
 @click.option("--positive", multiple=True, required=True, help="Label whose recall matters.")
-@_reports_errors
 def dependence(
     checkpoint: Path, task: str, train: Path, data: Path, positive: tuple[str, ...]
 ) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 import click
 
 from umd_edge._task import TaskSpec
-from umd_edge.errors import ManifestError, UmdEdgeError, UsageError
+from umd_edge._program import Program
+from umd_edge.errors import ManifestError, UsageError
 
 from ._check_render import to_html, to_text
 from .data_check import check
@@ -23,18 +24,7 @@ from .synth import MIN_IMAGES, SETS, synthesise
 __all__ = ["data"]
 
 
-class _Group(click.Group):
-    """Shows an error of ours as one line, with its exit code."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except UmdEdgeError as error:
-            click.echo(f"error: {error}", err=True)
-            ctx.exit(error.exit_code)
-
-
-@click.group(cls=_Group)
+@click.group(cls=Program)
 def data() -> None:
     """Check data sets, and generate small ones."""
 
