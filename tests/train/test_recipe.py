@@ -39,7 +39,7 @@ def test_every_recipe_that_comes_with_the_code_loads(path: Path):
 
 
 def test_the_default_recipe_uses_free_records_and_safe_fields_only():
-    loaded = load_recipe(RECIPES / "default-stage3.toml")
+    loaded = load_recipe(RECIPES / "default.toml")
     assert not loaded.allow_non_commercial
     assert {task["name"] for task in loaded.tasks} == {
         "vqa",

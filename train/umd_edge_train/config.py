@@ -120,7 +120,15 @@ class ModelConfig:
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {
         "initializer_range": 0.05,
-        "vision": {"stem": "conv", "num_layers": 1},
+        "vision": {
+            "hidden_size": 256,
+            "num_layers": 1,
+            "num_heads": 4,
+            "intermediate_size": 1024,
+            "stem": "conv",
+            "stem_channels": [32, 64, 128, 256],
+            "stem_convolutions": [1, 1, 2, 2],
+        },
         "text": {"num_layers": 1},
         "fusion": {"num_layers": 1},
     },
