@@ -6,6 +6,7 @@ the other questions are, cannot change an answer.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ TextFeatures = tuple[Float32Array, npt.NDArray[np.int64]]
 """`text_tokens` (1, L, D) float32 and `attention_mask` (1, L) int64."""
 
 _ALTERNATIVES = 5
+_QUESTIONS_KEPT = 64
 _TAGS = {
     "dicom_modality": "Modality (0008,0060)",
     "body_part": "BodyPartExamined (0018,0015)",
@@ -42,7 +44,7 @@ _TAGS = {
 
 
 class Engine:
-    """Everything that is loaded. Thread-safe: only the cache of the tasks' prompts changes."""
+    """Everything that is loaded. Thread-safe: only the caches of encoded texts change."""
 
     def __init__(self, bundle: Bundle, options: SessionOptions) -> None:
         manifest = bundle.manifest
@@ -61,12 +63,11 @@ class Engine:
         )
         self.graphs = Graphs(bundle, variant, options)
         self._tasks = {task.name: task for task in manifest.tasks}
-        self._logits_index = {
-            task.name: self.graphs.fusion.output_names.index(output_name(task.name))
-            for task in manifest.tasks
-            if task.kind != "retrieval"
-        }
+        self._logits_names = {task.name: [output_name(task.name)] for task in manifest.tasks}
         self._prompts: dict[str, TextFeatures] = {}
+        self._questions: dict[str, TextFeatures] = {}
+        self._lock = threading.Lock()
+        self._vqa_names = [task.name for task in manifest.tasks if task.kind == "vqa"]
         width = len(manifest.structured_fields)
         self._no_structured = np.zeros((1, width), np.float32), np.zeros((1, width), np.float32)
         self._common: dict[str, Any] = {
@@ -90,10 +91,10 @@ class Engine:
             return self._answer("outside_intended_use", outside, question, Timing(), [])
         encoded.features()
         start = perf_counter()
-        features = self._encode_text(compose_text(spec.prompt, [question]))
+        features = self._question(compose_text(spec.prompt, [question]))
         ready = perf_counter()
         probability = self._probabilities(encoded, spec, features, None)
-        order = np.argsort(-probability, kind="stable")[: _ALTERNATIVES + 1]
+        order = np.argsort(-probability, kind="stable")[: _ALTERNATIVES + 1].tolist()
         ranked = [Alternative(spec.outputs[i], float(probability[i])) for i in order]
         status, reason = _abstention(spec, ranked[0].probability)
         timing = _timing(start, ready, perf_counter())
@@ -140,6 +141,18 @@ class Engine:
         pair = None if structured is None else (structured[0][None], structured[1][None])
         return self._probabilities(encoded, task, features, pair)
 
+    def _question(self, text: str) -> TextFeatures:
+        """Features of a question; those of the last ones are kept, as devices ask the same few."""
+        with self._lock:
+            features = self._questions.pop(text, None)
+        # Outside the lock: two threads may both come here, and both compute the same bits.
+        features = features or self._encode_text(text)
+        with self._lock:
+            self._questions[text] = features  # the newest stands last
+            while len(self._questions) > _QUESTIONS_KEPT:
+                del self._questions[next(iter(self._questions))]
+        return features
+
     def _encode_text(self, text: str) -> TextFeatures:
         input_ids, attention_mask = self.tokenizer.encode([text])
         feeds = {"input_ids": input_ids, "attention_mask": attention_mask}
@@ -168,9 +181,10 @@ class Engine:
                 "attention_mask": text[1],
                 "structured_values": values,
                 "structured_mask": mask,
-            }
+            },
+            self._logits_names[task.name],
         )
-        logits = outputs[self._logits_index[task.name]][0]
+        logits = outputs[0][0]
         if logits.shape != (len(task.outputs),) or not np.isfinite(logits).all():
             raise InferenceError(
                 f"{output_name(task.name)!r} is not {len(task.outputs)} finite numbers; run "
@@ -184,7 +198,7 @@ class Engine:
         Raises:
             UnknownTaskError: There is none, or None was given and there are several.
         """
-        names = [task.name for task in self.manifest.tasks if task.kind == "vqa"]
+        names = self._vqa_names
         if name is None and len(names) == 1:
             return self._tasks[names[0]]
         if name is None or name not in names:

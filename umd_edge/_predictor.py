@@ -38,8 +38,8 @@ Float32Array = npt.NDArray[np.float32]
 class Predictor:
     """Classifies images and answers questions about them with one bundle.
 
-    It holds no state that a call changes except a cache of the tasks' own prompts, so one predictor
-    may be used from many threads at once.
+    It holds no state that a call changes except caches of the tasks' prompts and of the last 64
+    questions, both in memory alone, so one predictor may be used from many threads at once.
 
     Example:
         >>> predictor = umd_edge.Predictor.load("model.umd")  # doctest: +SKIP

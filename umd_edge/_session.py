@@ -147,14 +147,16 @@ class GraphSession:
                     f"tensor({element}) of rank {rank} is needed"
                 )
 
-    def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[np.float32]]:
-        """Outputs in the order of `output_names`.
+    def run(
+        self, feeds: Mapping[str, npt.NDArray[Any]], names: list[str] | None = None
+    ) -> list[npt.NDArray[np.float32]]:
+        """Outputs of those names, or all in the order of `output_names`.
 
         Raises:
             InferenceError: The run failed; onnxruntime's error is chained.
         """
         try:
-            result: list[npt.NDArray[np.float32]] = self._run(self._names, feeds)
+            result: list[npt.NDArray[np.float32]] = self._run(names or self._names, feeds)
         except Exception as error:
             raise InferenceError(
                 f"{self.name!r} failed in onnxruntime ({type(error).__name__}); run "

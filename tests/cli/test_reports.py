@@ -140,7 +140,7 @@ def test_bench_reports_every_figure(tiny_bundle):
         assert 0 <= quantiles["p50"] <= quantiles["p95"] <= quantiles["p99"]
     assert found["size_bytes"] == tiny_bundle.stat().st_size
     assert found["peak_memory_bytes"] > 1_000_000
-    for part in ("first_answer", "further_answer"):
+    for part in ("first_answer", "further_answer", "repeated_question"):
         ratio = found["overhead"][part]
         assert ratio["low"] <= ratio["ratio"] <= ratio["high"]
     assert "SDK over bare" in run("bench", "--runs", "10", "--bundle", tiny_bundle).out

@@ -107,7 +107,7 @@ def test_image_is_decoded_preprocessed_and_encoded_once(
     assert calls == ["load_image", "preprocess", "vision"]
 
 
-def test_text_features_of_prompts_are_computed_once_and_of_questions_not_kept(
+def test_prompts_and_questions_are_encoded_once_and_notes_are_not_kept(
     fresh: Predictor, monkeypatch: pytest.MonkeyPatch
 ):
     texts = []
@@ -122,7 +122,7 @@ def test_text_features_of_prompts_are_computed_once_and_of_questions_not_kept(
         encoded.classify("chest-xray", text="fever")
     assert texts.count("skin lesion") == 1
     assert texts.count("chest x ray fever") == 2
-    assert texts.count(QUESTION) == 2
+    assert texts.count(QUESTION) == 1
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -411,3 +411,23 @@ class TestRefusals:
         predictor = Predictor.load(repack(tmp_path / "b.umd", tiny_files(), edit))
         with pytest.raises(InferenceError, match="logits_skin_lesion"):
             predictor.classify(IMAGE, "skin-lesion")
+
+
+def test_a_question_asked_again_gives_the_same_bits_without_the_text_graph(fresh: Predictor):
+    encoded = fresh.encode(IMAGE)
+    first = encoded.ask(QUESTION)
+    fresh._engine.graphs.text.run = None  # type: ignore[assignment]
+    again = encoded.ask(QUESTION)
+    assert again.to_dict() == first.to_dict()
+    with pytest.raises(TypeError):
+        encoded.ask("something that was never asked")
+
+
+def test_only_the_last_questions_are_kept(fresh: Predictor):
+    encoded = fresh.encode(IMAGE)
+    for number in range(70):
+        encoded.ask(f"is finding {number} present?")
+    kept = fresh._engine._questions
+    assert len(kept) == 64
+    assert any("finding 69 " in text for text in kept)
+    assert not any("finding 5 " in text for text in kept)

@@ -99,6 +99,7 @@ def _show_bench(report: Mapping[str, Any]) -> None:
         **report["stages_ms"],
         "first answer": report["first_answer_ms"],
         "further answer": report["further_answer_ms"],
+        "repeated question": report["repeated_question_ms"],
     }
     rows = [("milliseconds", "p50", "p95", "p99")]
     rows += [
