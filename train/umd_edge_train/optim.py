@@ -3,37 +3,93 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+from umd_edge.errors import UsageError
 
 from .recipe import OptimConfig
 
 __all__ = ["WeightAverage", "build_optimizer", "learning_rate"]
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW with betas 0.9, 0.98; vectors (biases, norms, single embeddings) are not decayed."""
+# Parts of the model that may learn faster than the encoders, by components of a parameter's name.
+_FUSION = {"fusion", "text_pooler", "image_pooler", "image_shortcut"}
+_HEADS = {"task_heads", "text_embedding", "image_embedding"}
+
+
+def _part(name: str) -> str:
+    """Which rate a parameter learns at: `rest`, `stem`, `fusion` or `head`."""
+    components = name.split(".")
+    if "vision_encoder.stem." in name:
+        return "stem"
+    if any(c in _HEADS or c.endswith(("_head", "_decoder")) for c in components):
+        return "head"
+    # the type embedding learns with the encoders, as in the released code
+    if _FUSION.intersection(components) and "type_embedding" not in components:
+        return "fusion"
+    return "rest"
+
+
+def build_optimizer(
+    model: nn.Module, config: OptimConfig, *, head_rate: float = 1.0, fusion_rate: float = 1.0
+) -> torch.optim.AdamW:
+    """AdamW with betas 0.9, 0.98; vectors (biases, norms, single embeddings) are not decayed.
+
+    Args:
+        model: A `UMDModel`, or a module that holds one and more heads.
+        config: Rates and decay; each group keeps its `rate`, the multiple of the learning rate.
+        head_rate: Of task heads, embeddings for retrieval, and every module whose name ends in
+            `_head` or `_decoder`. The paper's recipes: 50 for VQA, 10 for classification, 5 else.
+        fusion_rate: Of projections, fusion layers, structured values, poolers and the shortcut;
+            not of the type embedding. The paper's recipes: 5.
+
+    Returns:
+        Groups of matrices and of vectors, in this order, for the rest, the stem, the fusion and
+        the heads. Fusion and heads belong to the rest while their rate is 1.
+
+    Raises:
+        UsageError: A rate is negative or not finite.
+    """
+    for name, given in (("head_rate", head_rate), ("fusion_rate", fusion_rate)):
+        if not (math.isfinite(given) and given >= 0.0):
+            raise UsageError(f"{name}: {given} given; a finite number, 0 or more, is allowed")
+    rates = {"rest": 1.0, "stem": config.stem_rate}
+    # A saved optimiser finds its moments by a parameter's place: equal rates add no groups.
+    rates.update({"fusion": fusion_rate} if fusion_rate != 1.0 else {})
+    rates.update({"head": head_rate} if head_rate != 1.0 else {})
+    members: dict[str, list[nn.Parameter]] = {part: [] for part in rates}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            part = _part(name)
+            members[part if part in rates else "rest"].append(parameter)
     groups = []
-    for in_stem, rate in ((False, 1.0), (True, config.stem_rate)):
-        chosen = [
-            parameter
-            for name, parameter in model.named_parameters()
-            if parameter.requires_grad and ("vision_encoder.stem." in name) == in_stem
-        ]
+    for part, rate in rates.items():
         for matrices, decay in ((True, config.weight_decay), (False, 0.0)):
-            members = [p for p in chosen if (p.ndim > 1) == matrices]
-            groups.append({"params": members, "weight_decay": decay, "rate": rate})
+            chosen = [p for p in members[part] if (p.ndim > 1) == matrices]
+            groups.append({"params": chosen, "weight_decay": decay, "rate": rate})
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), eps=1e-8)
 
 
-def learning_rate(step: int, total: int, config: OptimConfig) -> float:
-    """Linear warm-up, then half a cosine to zero; `step` counts from 0."""
+def learning_rate(
+    step: int, total: int, config: OptimConfig, kind: Literal["cosine", "linear"] = "cosine"
+) -> float:
+    """Linear warm-up, then half a cosine or a straight line to zero; `step` counts from 0.
+
+    Raises:
+        UsageError: `kind` is no schedule.
+    """
     warmup = max(1, round(config.warmup_fraction * total))
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
-    progress = (step - warmup) / max(1, total - warmup)
-    return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    if kind == "cosine":
+        return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
+    if kind == "linear":
+        return config.learning_rate * (1.0 - progress)
+    raise UsageError(f"schedule {kind!r} given; 'cosine' or 'linear' is allowed")
 
 
 class WeightAverage:
@@ -55,6 +111,10 @@ class WeightAverage:
                 self.tensors[name].lerp_(tensor, 1.0 - decay)
             else:
                 self.tensors[name].copy_(tensor)
+
+    def to(self, device: torch.device) -> None:
+        """Move the average to a device."""
+        self.tensors = {name: tensor.to(device) for name, tensor in self.tensors.items()}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Continue from a saved average."""
