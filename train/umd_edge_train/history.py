@@ -1,9 +1,10 @@
-"""What a run has done so far: one JSON line a report, and the learning curves as a picture."""
+"""What a run has done so far: one JSON line a report, and pictures of its curves."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ __all__ = ["History"]
 
 # Validation metrics that are drawn, those that a task has.
 _DRAWN = ("accuracy", "closed_accuracy", "balanced_accuracy", "macro_auroc")
+# After ten curves the colours come again, with other dashes.
+_DASHES = ("-", "--", ":", "-.", (0, (8, 2, 1, 2, 1, 2)))
 
 
 class History:
@@ -44,38 +47,26 @@ class History:
             handle.write(json.dumps(record, sort_keys=True) + "\n")
 
     def draw(self, path: Path) -> None:
-        """Write the learning curves as a PNG: training losses above, validation metrics below."""
-        import matplotlib
+        """Write the learning curves as a PNG: training losses above, validation metrics below.
 
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-
-        figure, (top, bottom) = pyplot.subplots(2, 1, figsize=(12, 8), sharex=True)
-        try:
-            self._draw_losses(top)
-            self._draw_metrics(bottom)
-            figure.tight_layout()
-            temporary = path.with_suffix(".tmp.png")
-            figure.savefig(temporary, dpi=110)
-            os.replace(temporary, path)
-        finally:
-            pyplot.close(figure)
+        A run that coordinates its modalities also gets `coordination.png` in the same folder: ratio
+        of the modalities' scores above, their coefficients below.
+        """
+        _write_figure(path, self._draw_losses, self._draw_metrics)
+        if any("coordination" in record for record in self.records):
+            _write_figure(
+                path.with_name("coordination.png"), self._draw_ratio, self._draw_coefficients
+            )
 
     def _draw_losses(self, axes: Any) -> None:
         train = [record for record in self.records if record["kind"] == "train"]
         names = sorted({name for record in train for name in record["losses"]})
-        for name in names:
+        for index, name in enumerate(names):
             points = [(r["step"], r["losses"][name]) for r in train if name in r["losses"]]
-            smooth, drawn = None, []
-            for step, value in points:
-                smooth = value if smooth is None else 0.95 * smooth + 0.05 * value
-                drawn.append((step, smooth))
             width = 2.2 if name == "loss" else 1.2
-            axes.plot(*zip(*drawn, strict=True), label=name, linewidth=width)
+            axes.plot(*_smoothed(points), label=name, linewidth=width, **_style(index))
         axes.set(ylabel="training loss (smoothed)", yscale="log", title="Learning curves")
-        axes.grid(alpha=0.3)
-        if names:
-            axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+        _finish(axes)
 
     def _draw_metrics(self, axes: Any) -> None:
         evaluations = [record for record in self.records if record["kind"] == "validation"]
@@ -86,9 +77,67 @@ class History:
                     value = metrics.get(name, {}).get("value")
                     if value is not None:
                         lines.setdefault(f"{task} {name}", []).append((record["step"], value))
-        for name, points in lines.items():
-            axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
+        for index, (name, points) in enumerate(lines.items()):
+            axes.plot(
+                *zip(*points, strict=True), marker="o", markersize=3, label=name, **_style(index)
+            )
         axes.set(xlabel="optimiser step", ylabel="validation metric", ylim=(0.0, 1.0))
-        axes.grid(alpha=0.3)
-        if lines:
-            axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+        _finish(axes)
+
+    def _draw_ratio(self, axes: Any) -> None:
+        self._draw_coordinated(axes, ("ratio_text",))
+        axes.axhline(1.0, color="black", linewidth=0.8)
+        axes.set(ylabel="score of text / score of image", yscale="log", title="Coordination")
+
+    def _draw_coefficients(self, axes: Any) -> None:
+        self._draw_coordinated(axes, ("coefficient_text", "coefficient_image"))
+        axes.set(xlabel="optimiser step", ylabel="coefficient", ylim=(0.0, 1.05))
+
+    def _draw_coordinated(self, axes: Any, names: tuple[str, ...]) -> None:
+        reports = [(r["step"], r["coordination"]) for r in self.records if "coordination" in r]
+        for index, name in enumerate(names):
+            points = [(step, report[name]) for step, report in reports if name in report]
+            if points:
+                style = _style(index)
+                axes.plot(*zip(*points, strict=True), linewidth=0.6, alpha=0.3, **style)
+                axes.plot(*_smoothed(points), label=f"{name} (smoothed)", **style)
+        _finish(axes)
+
+
+def _style(index: int) -> dict[str, Any]:
+    """Colour and dashes of a curve; the first 50 differ."""
+    return {"color": f"C{index % 10}", "linestyle": _DASHES[index // 10 % len(_DASHES)]}
+
+
+def _smoothed(points: list[tuple[int, float]]) -> tuple[list[int], list[float]]:
+    """Steps, and the values' exponential average."""
+    average, values = points[0][1], []
+    for _, value in points:
+        average = 0.95 * average + 0.05 * value
+        values.append(average)
+    return [step for step, _ in points], values
+
+
+def _finish(axes: Any) -> None:
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+
+
+def _write_figure(path: Path, *parts: Callable[[Any], None]) -> None:
+    """Let each part draw one of the figure's rows, which share the horizontal axis."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, rows = pyplot.subplots(len(parts), 1, figsize=(12, 8), sharex=True)
+    try:
+        for part, axes in zip(parts, rows, strict=True):
+            part(axes)
+        figure.tight_layout()
+        temporary = path.with_suffix(".tmp.png")
+        figure.savefig(temporary, dpi=110)
+        os.replace(temporary, path)
+    finally:
+        pyplot.close(figure)
