@@ -6,8 +6,9 @@ the seed, the epoch and nothing else, so a resumed run sees the same batches.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,39 @@ class Batch:
     structured_values: Tensor
     structured_mask: Tensor
 
+    def split(self, count: int) -> list[Batch]:
+        """`count` batches of neighbouring pictures, of sizes that differ by one at most."""
+        if count == 1:
+            return [self]
+        bounds = np.linspace(0, len(self.rows), count + 1).round().astype(int).tolist()
+        return [self._part(low, high) for low, high in itertools.pairwise(bounds)]
+
+    def _part(self, low: int, high: int) -> Batch:
+        chosen = torch.nonzero((self.owner >= low) & (self.owner < high)).flatten()
+        return Batch(
+            rows=self.rows[low:high],
+            flips=self.flips[low:high],
+            owner=self.owner[chosen] - low,
+            task=self.task[chosen],
+            examples=tuple(self.examples[i] for i in chosen.tolist()),
+            input_ids=self.input_ids[chosen],
+            attention_mask=self.attention_mask[chosen],
+            structured_values=self.structured_values[chosen],
+            structured_mask=self.structured_mask[chosen],
+        )
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch with its tensors on a device."""
+        return replace(
+            self,
+            owner=self.owner.to(device),
+            task=self.task.to(device),
+            input_ids=self.input_ids.to(device),
+            attention_mask=self.attention_mask.to(device),
+            structured_values=self.structured_values.to(device),
+            structured_mask=self.structured_mask.to(device),
+        )
+
 
 def pictures_of(recipe: Recipe, corpus: Corpus) -> list[Picture]:
     """Training pictures in a fixed order, with their examples."""
@@ -90,15 +124,19 @@ def epoch_batches(
     config: OptimConfig,
     seed: int,
     epoch: int,
+    parts: int = 1,
 ) -> Iterator[Batch]:
-    """The batches of one epoch; the last, smaller one is kept when it has two pictures or more."""
+    """The batches of one epoch; the last, smaller one is kept when it has enough pictures.
+
+    Enough are two, for batch normalisation, or one for each of the `parts` that it is split into.
+    """
     rng = np.random.default_rng([seed, epoch])
     order = np.repeat(np.arange(len(pictures)), [picture.repeat for picture in pictures])
     rng.shuffle(order)
     torch_rng = torch.Generator().manual_seed(int(rng.integers(2**62)))
     for start in range(0, len(order), config.images_per_batch):
         chosen = [pictures[i] for i in order[start : start + config.images_per_batch]]
-        if len(chosen) < 2:  # batch normalisation needs more than one
+        if len(chosen) < max(2, parts):
             return
         drawn: list[tuple[int, int, Example]] = []
         for position, picture in enumerate(chosen):
@@ -123,11 +161,11 @@ def epoch_batches(
         )
 
 
-def steps_per_epoch(pictures: Sequence[Picture], config: OptimConfig) -> int:
+def steps_per_epoch(pictures: Sequence[Picture], config: OptimConfig, parts: int = 1) -> int:
     """Number of batches that `epoch_batches` gives."""
     total = sum(picture.repeat for picture in pictures)
     full, rest = divmod(total, config.images_per_batch)
-    return full + (rest >= 2)
+    return full + (rest >= max(2, parts))
 
 
 def answer_index(outputs: tuple[str, ...]) -> dict[str, int]:

@@ -42,6 +42,22 @@ def _fold_of(group: str, folds: int) -> int:
     return int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big") % folds
 
 
+def _share(group: str) -> float:
+    """A number in [0, 1) for a patient, independent of the folds."""
+    return _fold_of(f"share:{group}", 2**32) / 2**32
+
+
+def _vocabulary_texts(recipe: Recipe, data: Path) -> set[str]:
+    return {
+        text
+        for source in recipe.vocabulary
+        for record in read_records(data / source.path)
+        if recipe.allow_non_commercial or record.raw.get("non_commercial") is False
+        for name in source.fields
+        if isinstance(text := record.get(name), str)
+    }
+
+
 def _split(
     recipe: Recipe, dataset: DatasetConfig, data: Path
 ) -> tuple[list[Record], list[Record], dict[str, object]]:
@@ -67,6 +83,8 @@ def _split(
         validation = [
             r for r in pool if _fold_of(str(r.get("patient_id")), recipe.folds) == recipe.fold
         ]
+    if dataset.fraction < 1.0:
+        train = [r for r in train if _share(str(r.get("patient_id"))) < dataset.fraction]
     if not train:
         raise DataError(f"data set {dataset.name!r}: no record may be used for training")
     everyone = train + validation
@@ -182,6 +200,7 @@ def load_corpus(
             for i, task in enumerate(tasks)
         )
     texts = {e.text for sets in per_task["train"] for s in sets for e in s.examples}
+    texts |= _vocabulary_texts(recipe, data)
     return Corpus(
         tasks=tasks,
         fields=fields,

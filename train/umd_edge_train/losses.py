@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from umd_edge._task import output_name
@@ -15,7 +17,10 @@ from .batches import Batch
 from .models import UMDModel
 from .objectives import SupervisedObjective, contrastive_loss, match_loss, wrong_texts
 
-__all__ = ["batch_loss"]
+__all__ = ["SupervisedStep", "batch_loss"]
+
+Precision = Literal["float32", "bfloat16", "float16"]
+Observer = Callable[[nn.Module, Tensor, Tensor], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +39,21 @@ class _Features:
     """(E, 2 D) float32."""
 
 
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+    """Lower precision for encoders and fusion, and on a CPU the attention that suits it."""
+    stack = ExitStack()
+    dtype = torch.float16 if precision == "float16" else torch.bfloat16
+    stack.enter_context(torch.autocast(device.type, dtype, enabled=precision != "float32"))
+    if device.type == "cpu":
+        # The fused attention's backward is slower there than plain products at our lengths.
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+    return stack
+
+
 def _features(
-    model: UMDModel, batch: Batch, pixel_values: Tensor, precision: Literal["float32", "bfloat16"]
+    model: UMDModel, batch: Batch, pixel_values: Tensor, precision: Precision
 ) -> _Features:
-    enabled = precision == "bfloat16"
-    # On a CPU the fused attention's backward is slower than plain products at our lengths.
-    with torch.autocast("cpu", torch.bfloat16, enabled=enabled), sdpa_kernel(SDPBackend.MATH):
+    with autocast(pixel_values.device, precision):
         image_tokens, image_embedding = model.encode_image(pixel_values)
         text_tokens, text_embedding = model.encode_text(batch.input_ids, batch.attention_mask)
         joint = model.fuse_tokens(
@@ -62,7 +76,8 @@ def _retrieval_loss(
     contrastive = contrastive_loss(
         features.image_embedding[owner].float(), features.text_embedding[rows].float(), same
     ).mean()
-    wrong = wrong_texts(same, rng)
+    wrong = wrong_texts(same, rng).to(rows.device)
+    same = same.to(rows.device)
     usable = torch.nonzero(wrong >= 0).flatten()
     other = rows[wrong[usable]]
     true_logits = model.match_head(features.joint[rows])[:, 0]
@@ -83,8 +98,11 @@ def batch_loss(
     objective: SupervisedObjective,
     batch: Batch,
     pixel_values: Tensor,
-    precision: Literal["float32", "bfloat16"],
+    precision: Precision,
     rng: torch.Generator,
+    *,
+    pictures: float | None = None,
+    observe: Observer | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """Loss of a batch, and the unweighted mean of each task by name.
 
@@ -95,6 +113,8 @@ def batch_loss(
         pixel_values: (B, 3, H, W) float32.
         precision: Of the encoders and the fusion; heads and losses are always float32.
         rng: Chooses the wrong texts of retrieval tasks.
+        pictures: What the sum is divided by, where the batch is a part of a larger one; B if None.
+        observe: Called with head, joint vectors and targets of each supervised task.
 
     Returns:
         The scalar to minimise: the sum over all examples of their weighted losses, divided by the
@@ -103,17 +123,50 @@ def batch_loss(
     features = _features(model, batch, pixel_values, precision)
     total = features.joint.new_zeros(())
     named: dict[str, float] = {}
-    for index, task in enumerate(objective.tasks):
-        rows = torch.nonzero(batch.task == index).flatten()
-        if not len(rows):
-            continue
-        if task.kind == "retrieval":
-            losses = _retrieval_loss(model, batch, rows, features, rng).expand(len(rows))
-        else:
-            logits = model.task_heads[output_name(task.name)](features.joint[rows])
-            losses = objective.losses(index, logits, [batch.examples[i] for i in rows])
-        named[f"{task.name}_loss"] = float(losses.detach().mean())
-        total = total + objective.training[index].loss_weight * losses.sum()
-    total = total / len(batch.rows)
+    with torch.autocast(pixel_values.device.type, enabled=False):
+        for index, task in enumerate(objective.tasks):
+            rows = torch.nonzero(batch.task == index).flatten()
+            if not len(rows):
+                continue
+            if task.kind == "retrieval":
+                losses = _retrieval_loss(model, batch, rows, features, rng).expand(len(rows))
+            else:
+                head = model.task_heads[output_name(task.name)]
+                examples = [batch.examples[i] for i in rows.tolist()]
+                targets = objective.targets(index, examples).to(rows.device)
+                losses = objective.losses(index, head(features.joint[rows]), targets)
+                if observe is not None:
+                    observe(head, features.joint[rows], targets)
+            named[f"{task.name}_loss"] = float(losses.detach().mean())
+            total = total + objective.training[index].loss_weight * losses.sum()
+    total = total / (pictures or len(batch.rows))
     named["loss"] = float(total.detach())
     return total, named
+
+
+class SupervisedStep(nn.Module):
+    """Model and objective as one module whose forward is the loss, as data parallelism needs it."""
+
+    def __init__(
+        self, model: UMDModel, objective: SupervisedObjective, precision: Precision
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+        self.precision: Precision = precision
+        self.observe: Observer | None = None
+
+    def forward(
+        self, batch: Batch, pixel_values: Tensor, rng: torch.Generator, pictures: float
+    ) -> tuple[Tensor, dict[str, float]]:
+        """See `batch_loss`."""
+        return batch_loss(
+            self.model,
+            self.objective,
+            batch,
+            pixel_values,
+            self.precision,
+            rng,
+            pictures=pictures,
+            observe=self.observe,
+        )

@@ -1,4 +1,4 @@
-"""Training pictures in memory, and their random changes.
+"""Training pictures, in memory or decoded as they are needed, and their random changes.
 
 Pictures are read by the runtime's own loader and reduced by its own resize, so a model sees in
 training what it sees on the device.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +24,25 @@ from umd_edge._preprocess import PreprocessSpec, normalise, resize
 
 from .recipe import AugmentConfig
 
-__all__ = ["PictureStore", "augment"]
+__all__ = ["PictureSource", "PictureStore", "StreamedPictures", "augment"]
+
+
+class PictureSource(Protocol):
+    """Where a run gets its pictures from."""
+
+    index: dict[Path, int]
+
+    def fetch(self, rows: Sequence[int]) -> npt.NDArray[np.uint8]:
+        """(B, height, width, 3) uint8."""
+        ...
+
+    def ahead(self, rows: Sequence[int]) -> None:
+        """Told which rows are asked for next."""
+        ...
 
 
 class PictureStore:
-    """Pictures as (N, height, width, 3) uint8, each read once.
+    """Pictures as (N, height, width, 3) uint8, each read once and kept in memory.
 
     Args:
         paths: Pictures, without repeats.
@@ -41,9 +57,55 @@ class PictureStore:
         for i, path in enumerate(tqdm(paths, desc="reading pictures", unit="picture")):
             self.pixels[i] = resize(load_image(path).pixels, height, width, bits)
 
+    def fetch(self, rows: Sequence[int]) -> npt.NDArray[np.uint8]:
+        """(B, height, width, 3) uint8."""
+        chosen: npt.NDArray[np.uint8] = self.pixels[list(rows)]
+        return chosen
+
+    def ahead(self, rows: Sequence[int]) -> None:
+        """Nothing to do: they are here."""
+
     def pixel_values(self, rows: Sequence[int], spec: PreprocessSpec) -> Tensor:
         """Unchanged pictures as the device would see them: (B, 3, H, W) float32."""
         return torch.from_numpy(np.stack([normalise(self.pixels[row], spec) for row in rows]))
+
+
+class StreamedPictures:
+    """The same pictures, each decoded anew when its turn comes: memory for two batches is enough.
+
+    Args:
+        paths: Pictures, without repeats.
+        height: Rows kept.
+        width: Columns kept.
+        bits: Fixed-point bits of the resize.
+        workers: Threads that decode (decoding releases the interpreter's lock).
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], height: int, width: int, bits: int, workers: int = 4
+    ) -> None:
+        self.index = {path: i for i, path in enumerate(paths)}
+        self._paths = list(paths)
+        self._size = height, width, bits
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="pictures")
+        self._coming: dict[int, Future[npt.NDArray[np.uint8]]] = {}
+
+    def _read(self, row: int) -> npt.NDArray[np.uint8]:
+        return resize(load_image(self._paths[row]).pixels, *self._size)
+
+    def fetch(self, rows: Sequence[int]) -> npt.NDArray[np.uint8]:
+        """(B, height, width, 3) uint8."""
+        self.ahead(rows)
+        read = np.stack([self._coming[row].result() for row in rows])
+        for row in rows:
+            self._coming.pop(row, None)
+        return read
+
+    def ahead(self, rows: Sequence[int]) -> None:
+        """Start to decode these rows."""
+        for row in rows:
+            if row not in self._coming:
+                self._coming[row] = self._pool.submit(self._read, row)
 
 
 def _sampling_grid(

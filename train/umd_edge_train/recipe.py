@@ -39,6 +39,25 @@ class DatasetConfig:
     """Mirror left and right in training; only where no text or label speaks of a side."""
     repeat: int = 1
     """How often its pictures are drawn in one epoch."""
+    fraction: float = 1.0
+    """Part of the training patients that takes part, chosen by a hash of their number: those of a
+    smaller part are among those of a larger one. Validation is never cut."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.fraction <= 1.0:
+            raise UsageError(
+                f"datasets.fraction: {self.fraction} given for {self.name!r}; above 0 and up to 1 "
+                "is allowed"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VocabularyConfig:
+    """Texts that the tokenizer's vocabulary is trained on beside those of the tasks."""
+
+    path: str
+    """JSONL file below the data directory."""
+    fields: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,17 +90,30 @@ class OptimConfig:
 
     epochs: int = 40
     images_per_batch: int = 48
+    """Of one optimiser step, over all processes and micro-batches."""
+    accumulation: int = 1
+    """Micro-batches that one optimiser step is made of, in each process."""
     texts_per_image: int = 3
     """Questions drawn for an image each time it is seen; it is encoded once for all of them."""
     learning_rate: float = 1e-3
     stem_rate: float = 1.0
     """Learning rate of a convolutional stem, as a multiple of the rest's."""
+    head_rate: float = 1.0
+    """Learning rate of the task heads and decoders, as a multiple of the rest's."""
+    fusion_rate: float = 1.0
+    """Likewise of the fusion, its projections and poolers."""
     weight_decay: float = 0.05
     warmup_fraction: float = 0.05
+    schedule: Literal["cosine", "linear"] = "cosine"
     gradient_clip: float = 1.0
     average_decay: float = 0.998
     """Decay of the weight average that is evaluated and kept; 0 keeps the last weights."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of encoders and fusion; heads and losses are always float32. `float16` needs a GPU."""
+    gradient_checkpointing: bool = False
+    """Computes the encoders' activations again in the backward pass: less memory, more time."""
+    compile: bool = False
+    """`torch.compile` of the whole step; needs a C++ compiler."""
     structured_dropout: float = 0.3
     """Chance that a present structured value is hidden."""
     structured_dropout_all: float = 0.15
@@ -91,6 +123,7 @@ class OptimConfig:
         _at_least("optim.epochs", self.epochs, 1)
         _at_least("optim.images_per_batch", self.images_per_batch, 2)  # batch normalisation
         _at_least("optim.texts_per_image", self.texts_per_image, 1)
+        _at_least("optim.accumulation", self.accumulation, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,8 +153,8 @@ class RunConfig:
 
     evaluate_every_epochs: int = 5
     checkpoint_every_steps: int = 200
-    bootstrap: int = 0
-    """Resamples behind the intervals of evaluations during training."""
+    pictures: Literal["memory", "stream"] = "memory"
+    """`stream` decodes each picture anew when its turn comes, for data larger than the memory."""
 
     def __post_init__(self) -> None:
         _at_least("run.evaluate_every_epochs", self.evaluate_every_epochs, 1)
@@ -146,6 +179,7 @@ class Recipe:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     run: RunConfig = field(default_factory=RunConfig)
     datasets: tuple[DatasetConfig, ...] = ()
+    vocabulary: tuple[VocabularyConfig, ...] = ()
     structured_fields: tuple[StructuredConfig, ...] = ()
     tasks: tuple[dict[str, Any], ...] = ()
 

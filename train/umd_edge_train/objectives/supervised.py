@@ -111,7 +111,13 @@ class SupervisedObjective:
         weights /= (weights * counts).sum() / counts.sum()
         return torch.tensor(weights, dtype=torch.float32)
 
-    def _targets(self, index: int, examples: Sequence[Example]) -> Tensor:
+    def targets(self, index: int, examples: Sequence[Example]) -> Tensor:
+        """What task `index` should give for each example.
+
+        Returns:
+            (E,) int64 row of the right output, -100 where none is right; of a multi-label task
+            (E, K) float32 with NaN = unknown.
+        """
         if self.tasks[index].kind == "vqa":
             rows = []
             for example in examples:
@@ -122,21 +128,23 @@ class SupervisedObjective:
         stacked = torch.from_numpy(np.stack([e.target for e in examples if e.target is not None]))
         return stacked if self.tasks[index].multi_label else stacked.argmax(dim=1)
 
-    def losses(self, index: int, logits: Tensor, examples: Sequence[Example]) -> Tensor:
+    def losses(self, index: int, logits: Tensor, targets: Tensor) -> Tensor:
         """Unweighted loss of each example of task `index`.
 
         Args:
             index: Which task.
             logits: (E, K) float32.
-            examples: E examples.
+            targets: As `targets` gives them, on the logits' device.
 
         Returns:
             (E,) float32.
         """
-        targets = self._targets(index, examples)
         task, training = self.tasks[index], self.training[index]
         if task.kind == "vqa" and training.loss == "bce":
             return vqa_loss(logits, targets)
         if task.multi_label:
             return multi_label_loss(logits, targets)
-        return classification_loss(logits, targets, self._weights[index], training.label_smoothing)
+        weights = self._weights[index]
+        if weights is not None:
+            weights = weights.to(logits.device)
+        return classification_loss(logits, targets, weights, training.label_smoothing)

@@ -1,0 +1,478 @@
+"""`Run`: a training run of any kind, step by step, on one process or many.
+
+A run folder holds `recipe.json` (every setting), `history.jsonl`, `curves.png`, `metrics.json`,
+`checkpoints/step-*` (resumable) and, at the end, `final` (the averaged weights).
+
+One optimiser step works on one global batch of `images_per_batch` pictures. It is cut into equal
+parts, `accumulation` for each process, and the loss of each part is divided by the pictures of the
+whole, so that processes and micro-batches change the speed and not the gradient (batch
+normalisation, which sees its own part alone, excepted).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import platform
+import shutil
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from umd_edge._preprocess import PreprocessSpec
+from umd_edge._task import output_name
+from umd_edge._tokenizer import TextTokenizer
+from umd_edge.errors import DataError, UmdEdgeError, UsageError
+
+from .batches import Batch, epoch_batches, pictures_of, steps_per_epoch
+from .checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    commit,
+    load_checkpoint,
+    load_weights,
+    read_settings,
+    save_checkpoint,
+    save_weights,
+    settings_of,
+    write_directory_atomically,
+    write_json,
+)
+from .config import model_config
+from .corpus import Corpus, load_corpus
+from .history import History
+from .models import UMDModel
+from .optim import WeightAverage, build_optimizer, learning_rate
+from .pictures import PictureSource, PictureStore, StreamedPictures, augment
+from .recipe import Recipe
+from .tokenizer import published_tokenizer, train_wordpiece
+
+__all__ = ["Run", "TrainingDivergedError"]
+
+_KEPT_CHECKPOINTS = 2
+# Pictures are kept this much larger than the model's input, so that a crop has pixels to spare.
+_STORE_SCALE = 1.25
+
+
+class TrainingDivergedError(UmdEdgeError):
+    """The loss is no longer finite; the last good checkpoint is kept."""
+
+    exit_code: ClassVar[int] = 1
+
+
+def _provenance(recipe: Recipe, corpus: Corpus, parent: str) -> dict[str, Any]:
+    return {
+        "created": datetime.now(timezone.utc).replace(microsecond=0).isoformat(),
+        "recipe": recipe.to_dict(),
+        "commit": commit(),
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "initialised_from": parent,
+        "data": corpus.sources,
+    }
+
+
+class Run(ABC):
+    """Everything that changes from step to step, and how it is saved.
+
+    What kinds of run differ in: the module whose forward is the loss, validation, and what they
+    keep beside the model.
+    """
+
+    def __init__(self, recipe: Recipe, data: Path, out: Path, init: Path | None) -> None:
+        self.recipe, self.out = recipe, out
+        self.optim = recipe.optim
+        # Precision is ours (see `losses.autocast`); of accelerate come devices and processes.
+        self.accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(),
+            mixed_precision="fp16" if self.optim.precision == "float16" else "no",
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+        self.parent = load_checkpoint(init) if init else None
+        parent = self.parent
+        self.corpus = load_corpus(
+            recipe,
+            data,
+            parent.tasks if parent else (),
+            parent.structured_fields if parent else (),
+        )
+        config = model_config(recipe.model)
+        if parent:
+            tokenizer_json = parent.tokenizer_json
+        elif config.text.pretrained:
+            tokenizer_json = published_tokenizer(config.text.pretrained)
+        else:
+            tokenizer_json = train_wordpiece(self.corpus.texts, config.vocabulary_size)
+        self.tokenizer = TextTokenizer.from_bytes(tokenizer_json, config.max_length)
+        config = replace(config, vocabulary_size=self.tokenizer.vocabulary_size)
+        self.spec = PreprocessSpec(height=config.image_size, width=config.image_size)
+        torch.manual_seed(recipe.seed)
+        self.model = UMDModel(config, self.corpus.tasks, self.corpus.fields)
+        if parent:
+            self._initialise_from(parent)
+        if self.optim.gradient_checkpointing:
+            self.model.enable_gradient_checkpointing()
+        module = self.build()
+        self.average = WeightAverage(self.model, self.optim.average_decay)
+        self.optimizer = build_optimizer(
+            module,
+            self.optim,
+            head_rate=self.optim.head_rate,
+            fusion_rate=self.optim.fusion_rate,
+        )
+        self.pictures = pictures_of(recipe, self.corpus)
+        self.parts = self.accelerator.num_processes * self.optim.accumulation
+        self.per_epoch = steps_per_epoch(self.pictures, self.optim, self.parts)
+        self.total = self.per_epoch * self.optim.epochs
+        if not self.total:
+            raise DataError(
+                f"{len(self.pictures)} training pictures; at least {max(2, self.parts)} are needed"
+            )
+        self.step = 0
+        self.checkpoint = Checkpoint(
+            model=self.model,
+            tokenizer_json=tokenizer_json,
+            tasks=self.corpus.tasks,
+            structured_fields=self.corpus.fields,
+            preprocess=self.spec,
+            max_length=config.max_length,
+            provenance=_provenance(recipe, self.corpus, str(init.name) if init else ""),
+        )
+        prepared = self.accelerator.prepare(module, self.optimizer)
+        self.module: nn.Module = prepared[0]
+        self.prepared_optimizer: Any = prepared[1]
+        if self.optim.compile:
+            self.module.compile()
+        self.average.to(self.accelerator.device)
+
+    # --- what kinds of run differ in ------------------------------------------------------------
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """The module that is trained: `forward(batch, pixel_values, rng, pictures)` is the loss
+        and its named parts. Its parameters are the model's and those of this kind of run."""
+
+    @abstractmethod
+    def validate(self) -> dict[str, Any]:
+        """Validation metrics, by task and metric name."""
+
+    def extra_tensors(self) -> dict[str, Tensor]:
+        """What a resumable checkpoint holds beside model, average and optimiser."""
+        return {}
+
+    def load_extra(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `extra_tensors` gave."""
+
+    def kept_tensors(self) -> dict[str, Tensor]:
+        """What the final checkpoint holds in its state for the run that starts from it."""
+        return {}
+
+    def before_update(self, rng: torch.Generator) -> None:
+        """Called between the clipped gradients and the optimiser's step."""
+
+    def after_update(self) -> dict[str, float]:
+        """Called after the optimiser's step; what it gives is kept in the history."""
+        return {}
+
+    # --- the start ------------------------------------------------------------------------------
+
+    def _initialise_from(self, parent: Checkpoint) -> None:
+        """Take over the parent's weights; heads of tasks with other outputs start anew."""
+        own = self.model.state_dict()
+        outputs = {output_name(task.name): task.outputs for task in parent.tasks}
+        anew = tuple(
+            f"task_heads.{output_name(task.name)}."
+            for task in self.corpus.tasks
+            if outputs.get(output_name(task.name)) != task.outputs
+        )
+        if self.corpus.fields != parent.structured_fields:
+            anew += ("fusion.structured.",)
+        given = parent.model.state_dict()
+        fitting = {
+            key: value
+            for key, value in given.items()
+            if key in own and own[key].shape == value.shape and not key.startswith(anew)
+        }
+        bad = [key for key in own if key not in fitting and not key.startswith(anew)]
+        if bad:
+            raise CheckpointError(
+                f"the initial checkpoint does not fit this model: {len(bad)} tensors differ, such "
+                f"as {bad[0]!r}; use the same [model] settings"
+            )
+        self.model.load_state_dict({**own, **fitting}, strict=True)
+
+    def load_pictures(self) -> None:
+        """Read training and validation pictures, or get ready to."""
+        scale = 1.0 if self.recipe.augment.is_off else _STORE_SCALE
+        side, bits = round(self.spec.height * scale), self.spec.coefficient_bits
+        train = [picture.path for picture in self.pictures]
+        streams = self.recipe.run.pictures == "stream"
+        source = StreamedPictures if streams else PictureStore
+        self.store: PictureSource = source(train, side, side, bits)
+        held_out = sorted(
+            {e.image_path for sets in self.corpus.validation for s in sets for e in s.examples}
+        )
+        self.held_out = PictureStore(held_out, self.spec.height, self.spec.width, bits)
+
+    # --- one step -------------------------------------------------------------------------------
+
+    def train_step(self, batch: Batch) -> dict[str, float]:
+        """One optimiser step; all randomness comes from the seed and the step's number."""
+        self.module.train()
+        rate = learning_rate(self.step, self.total, self.optim, self.optim.schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["rate"]
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        mine = batch.split(self.parts)[rank::world]
+        self.prepared_optimizer.zero_grad(set_to_none=True)
+        named: list[dict[str, float]] = []
+        for index, part in enumerate(mine):
+            last = index == len(mine) - 1
+            hold = contextlib.nullcontext() if last else self.accelerator.no_sync(self.module)
+            with hold:
+                named.append(self._part_step(part, len(batch.rows) / world, rank + world * index))
+        if self.accelerator.scaler is not None:
+            self.accelerator.unscale_gradients(self.prepared_optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.optim.gradient_clip)
+        if self.accelerator.scaler is None:  # which skips such steps by itself
+            self._require_finite("gradient", norm)
+        self.before_update(self._rng(0))
+        self.prepared_optimizer.step()
+        self.step += 1
+        extra = self.after_update()
+        self.average.update(self.model, self.step)
+        return {**_mean(named), **extra}
+
+    def _rng(self, part: int) -> torch.Generator:
+        """Randomness of this step: another one for each part, the same whatever the machine."""
+        seed = self.recipe.seed * 1_000_003 + self.step + 7_919_000_003 * part
+        return torch.Generator().manual_seed(seed)
+
+    def _part_step(self, batch: Batch, pictures: float, part: int) -> dict[str, float]:
+        rng = self._rng(part)
+        torch.manual_seed(rng.initial_seed())
+        pixel_values = augment(
+            self.store.fetch(batch.rows), batch.flips, self.spec, self.recipe.augment, rng
+        )
+        device = self.accelerator.device
+        loss, named = self.module(batch.to(device), pixel_values.to(device), rng, pictures)
+        self._require_finite("loss", loss.detach())
+        self.accelerator.backward(loss)
+        return dict(named)
+
+    def _require_finite(self, what: str, value: Tensor) -> None:
+        if not torch.isfinite(value):
+            raise TrainingDivergedError(
+                f"the {what} is {float(value)} at step {self.step + 1}; checkpoints up to here are "
+                f"kept in {str(self.out / 'checkpoints')!r}: start a run in another folder from "
+                "the last one (--init) with a lower optim.learning_rate or with "
+                "optim.precision = float32"
+            )
+
+    # --- evaluation, saving and resuming --------------------------------------------------------
+
+    def averaged_model(self) -> UMDModel:
+        """A copy of the model with the averaged weights, on the CPU."""
+        model = copy.deepcopy(self.model)
+        if self.optim.average_decay > 0:
+            model.load_state_dict(self.average.tensors, strict=True)
+        return model.cpu().eval()
+
+    def save(self) -> None:
+        """Write a resumable checkpoint and drop all but the newest two."""
+        folder = self.out / "checkpoints" / f"step-{self.step:07d}"
+
+        def write(path: Path) -> None:
+            save_checkpoint(path, self.checkpoint, self.average.tensors)
+            state = path / "state"
+            state.mkdir()
+            save_weights(state, self.model.state_dict(), "weights")
+            moments: dict[str, Tensor] = {}
+            for index, entry in self.optimizer.state_dict()["state"].items():
+                moments.update({f"{index}.{key}": value for key, value in entry.items()})
+            save_weights(state, moments, "optimizer")
+            if extra := self.extra_tensors():
+                save_weights(state, extra, "extra")
+            (state / "run.json").write_text(json.dumps({"step": self.step}), encoding="utf-8")
+
+        write_directory_atomically(folder, write)
+        kept = sorted((self.out / "checkpoints").glob("step-*"))
+        for old in kept[:-_KEPT_CHECKPOINTS]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def resume(self) -> bool:
+        """Continue from the newest checkpoint; False where there is none."""
+        folders = sorted((self.out / "checkpoints").glob("step-*"))
+        if not folders:
+            return False
+        provenance = json.loads((folders[-1] / "provenance.json").read_text(encoding="utf-8"))
+        if (
+            read_settings(folders[-1]) != settings_of(self.checkpoint)
+            or provenance["data"] != self.corpus.sources
+        ):
+            raise UsageError(
+                f"{str(folders[-1])!r} has other data, another model or another vocabulary than "
+                "this run; resume with the same data and the same --init, or start in another "
+                "folder"
+            )
+        state = folders[-1] / "state"
+        self.model.load_state_dict(load_weights(state, "weights"), strict=True)
+        self.average.load(load_weights(folders[-1]))
+        self.average.to(self.accelerator.device)
+        entries: dict[int, dict[str, Tensor]] = {}
+        for key, value in load_weights(state, "optimizer").items():
+            index, name = key.split(".", 1)
+            entries.setdefault(int(index), {})[name] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": entries, "param_groups": groups})
+        if self.extra_tensors():
+            self.load_extra(load_weights(state, "extra"))
+        self.step = int(json.loads((state / "run.json").read_text(encoding="utf-8"))["step"])
+        return True
+
+    def save_final(self, metrics: dict[str, Any]) -> None:
+        """Write the averaged weights as the run's result, with its metrics."""
+        provenance = {**self.checkpoint.provenance, "step": self.step, "validation": metrics}
+        final = replace(self.checkpoint, provenance=provenance)
+        tensors = self.averaged_model().state_dict()
+
+        def write(path: Path) -> None:
+            save_checkpoint(path, final, tensors)
+            if kept := self.kept_tensors():
+                (path / "state").mkdir()
+                save_weights(path / "state", kept, "kept")
+
+        write_directory_atomically(self.out / "final", write)
+
+    def _start(self, resume: bool) -> None:
+        """Check the run folder against what was asked, and load a checkpoint to resume from."""
+        saved = self.out / "recipe.json"
+        recipe = json.loads(json.dumps(self.recipe.to_dict()))
+        if resume:
+            if saved.exists() and json.loads(saved.read_text(encoding="utf-8")) != recipe:
+                raise UsageError(
+                    f"{saved} differs from the recipe given; resume with the same settings, or "
+                    "start in another folder"
+                )
+            if not self.resume() and self.accelerator.is_main_process:
+                tqdm.write("no checkpoint to resume from; starting afresh", file=sys.stderr)
+        elif (self.out / "checkpoints").exists():
+            raise UsageError(
+                f"{self.out} already holds a run; continue it with --resume or give another folder"
+            )
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            self.out.mkdir(parents=True, exist_ok=True)
+            write_json(saved, recipe)
+
+    # --- the whole run --------------------------------------------------------------------------
+
+    def execute(
+        self, *, resume: bool = False, on_step: Callable[[int], None] | None = None
+    ) -> dict[str, Any]:
+        """Train to the end, evaluate and save.
+
+        Args:
+            resume: Continue where the newest checkpoint in the run folder stands; the losses are
+                those of a run that was never stopped.
+            on_step: Called after each optimiser step with its number.
+
+        Returns:
+            Validation metrics at the end.
+
+        Raises:
+            UsageError: The folder holds another run.
+            TrainingDivergedError: The loss is not finite.
+        """
+        self._start(resume)
+        main = self.accelerator.is_main_process
+        history = History(self.out, self.step) if main else None
+        self.load_pictures()
+        metrics: dict[str, Any] = {}
+        with tqdm(
+            total=self.total,
+            initial=self.step,
+            unit="step",
+            desc=self.recipe.name,
+            smoothing=0.05,
+            disable=not main,
+        ) as bar:
+            for batch in self._remaining_batches():
+                losses = self.train_step(batch)
+                bar.set_postfix(
+                    epoch=_ceil(self.step, self.per_epoch), loss=f"{losses['loss']:.3f}"
+                )
+                bar.update()
+                if history is not None:
+                    history.add(kind="train", step=self.step, losses=losses)
+                    metrics = self._report(history) or metrics
+                if on_step:
+                    on_step(self.step)
+        if history is not None:
+            metrics = metrics or self.validate()
+            write_json(self.out / "metrics.json", {"step": self.step, "validation": metrics})
+            history.draw(self.out / "curves.png")
+            self.save_final(metrics)
+        self.accelerator.wait_for_everyone()
+        return metrics
+
+    def _remaining_batches(self) -> Iterator[Batch]:
+        """The batches of all steps that are still to do; pictures of the next one are announced."""
+        before: Batch | None = None
+        first, skip = divmod(self.step, self.per_epoch)
+        for epoch in range(first, self.optim.epochs):
+            batches = epoch_batches(
+                self.pictures,
+                self.store.index,
+                self.tokenizer,
+                self.optim,
+                self.recipe.seed,
+                epoch,
+                self.parts,
+            )
+            for position, batch in enumerate(batches):
+                if epoch == first and position < skip:
+                    continue
+                self.store.ahead(batch.rows)
+                if before is not None:
+                    yield before
+                before = batch
+        if before is not None:
+            yield before
+
+    def _report(self, history: History) -> dict[str, Any]:
+        """Validate and save where the settings say so."""
+        metrics: dict[str, Any] = {}
+        at_end = self.step == self.total
+        every = self.per_epoch * self.recipe.run.evaluate_every_epochs
+        if at_end or self.step % every == 0:
+            metrics = self.validate()
+            history.add(kind="validation", step=self.step, tasks=metrics)
+            history.draw(self.out / "curves.png")
+        if at_end or self.step % self.recipe.run.checkpoint_every_steps == 0:
+            self.save()
+        return metrics
+
+
+def _ceil(step: int, per_epoch: int) -> int:
+    return -(-step // per_epoch)
+
+
+def _mean(named: list[dict[str, float]]) -> dict[str, float]:
+    """Mean of each name over the micro-batches that have it; `loss` is their sum."""
+    names = {name for part in named for name in part}
+    means = {}
+    for name in sorted(names):
+        values = [part[name] for part in named if name in part]
+        means[name] = sum(values) if name == "loss" else sum(values) / len(values)
+    return means
