@@ -1,4 +1,4 @@
-"""`umd-edge-train data`: check data sets, and generate small ones."""
+"""`umd-edge-train data`: convert data sets, check them, and generate small ones."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import click
 
-from umd_edge._task import TaskSpec
 from umd_edge._program import Program
+from umd_edge._task import TaskSpec
 from umd_edge.errors import ManifestError, UsageError
 
 from ._check_render import to_html, to_text
+from .convert_cli import convert_command
 from .data_check import check
 from .synth import MIN_IMAGES, SETS, synthesise
 
@@ -26,7 +26,10 @@ __all__ = ["data"]
 
 @click.group(cls=Program)
 def data() -> None:
-    """Check data sets, and generate small ones."""
+    """Convert data sets, check them, and generate small ones."""
+
+
+data.add_command(convert_command)
 
 
 @contextmanager
