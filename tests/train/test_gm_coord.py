@@ -382,6 +382,33 @@ def test_probes_learn_which_half_tells_the_answer():
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_probes_learn_by_the_gradient_of_cross_entropy(several: bool):
+    model = minute_model()
+    coordination = _probed(model)
+    _teach(coordination, model, range(3))
+    probe = coordination._probes.linear["logits_shape"]
+    joint, nan = torch.randn(4, 32, generator=_rng()), math.nan
+    if several:
+        targets = torch.tensor([[1, 0, nan], [nan, nan, nan], [0, 0, 1], [1, 1, 0]])
+        logits = probe(joint)
+        terms = [
+            nn.functional.softplus(-x if t else x)
+            for x, t in zip(logits.flatten(), targets.flatten().tolist(), strict=True)
+            if not math.isnan(t)
+        ]
+        loss = torch.stack(terms).sum()
+    else:
+        targets = torch.tensor([2, -100, 0, 1])
+        loss = -torch.log_softmax(probe(joint), dim=1)[[0, 2, 3], [2, 0, 1]].sum()
+    wanted = torch.autograd.grad(loss, list(probe.parameters()))
+    # in two micro-batches
+    coordination.observe(model.task_heads["logits_shape"], joint[:1], targets[:1])
+    coordination.observe(model.task_heads["logits_shape"], joint[1:], targets[1:])
+    for parameter, gradient in zip(probe.parameters(), wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
 def test_probes_go_on_where_they_were_saved(tmp_path: Path):
     model = minute_model()
     through = _probed(model)

@@ -90,6 +90,16 @@ def true_probabilities(logits: Tensor, targets: Tensor) -> Tensor:
     return chosen[:, 0]
 
 
+def _cross_entropy_gradient(logits: Tensor, targets: Tensor) -> Tensor:
+    """(E, K) derivative of the summed cross-entropy by the logits; 0 where nothing is known."""
+    if targets.ndim == 2:
+        error = torch.sigmoid(logits) - torch.nan_to_num(targets)
+        return error.masked_fill(torch.isnan(targets), 0.0)
+    inside = targets != _IGNORED
+    right = functional.one_hot(targets.clamp(min=0), logits.shape[1])
+    return (torch.softmax(logits, dim=1) - right) * inside[:, None]
+
+
 class Probes:
     """One linear classifier of the detached joint vector for each head that is not linear."""
 
@@ -124,23 +134,15 @@ class Probes:
         return cast(nn.Linear, self.linear[self._names[head]])
 
     def learn(self, head: nn.Module, joint: Tensor, targets: Tensor) -> None:
-        """Add the gradient of an example's cross-entropy to its probe, for all examples."""
+        """Add the gradient of the examples' summed cross-entropy to the head's probe."""
         if isinstance(head, nn.Linear):
             return
-        with torch.enable_grad():
-            logits = self.of(head)(joint)
-            if targets.ndim == 2:
-                loss = functional.binary_cross_entropy_with_logits(
-                    logits,
-                    torch.nan_to_num(targets).to(logits.dtype),
-                    weight=(~torch.isnan(targets)).to(logits.dtype),
-                    reduction="sum",
-                )
-            else:
-                loss = functional.cross_entropy(
-                    logits, targets, ignore_index=_IGNORED, reduction="sum"
-                )
-            loss.backward()  # type: ignore[no-untyped-call]
+        probe = self.of(head)
+        # written out, so that no backward pass runs inside the model's forward pass
+        error = _cross_entropy_gradient(probe(joint), targets)
+        for parameter, gradient in ((probe.weight, error.T @ joint), (probe.bias, error.sum(0))):
+            gradient = gradient.to(parameter.dtype)
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
     def step(self) -> None:
         """Update the probes; all processes make the same step."""

@@ -168,6 +168,14 @@ def modality_parameters(model: UMDModel) -> dict[str, dict[str, nn.Parameter]]:
     return sets
 
 
+def _generator_on(device: torch.device, rng: torch.Generator) -> torch.Generator:
+    """A generator on the gradients' device: noise for a whole model is slow to draw elsewhere."""
+    if rng.device.type == device.type:
+        return rng
+    seed = int(torch.randint(2**62, (), generator=rng, device=rng.device))
+    return torch.Generator(device).manual_seed(seed)
+
+
 class GradientCoordination:
     """Coordinates the modalities of one fine-tuning run.
 
@@ -264,7 +272,7 @@ class GradientCoordination:
         where nothing was scored. Tensors of one element have no deviation and stay as they are.
 
         Args:
-            rng: Source of the noise; the same number of values is drawn whatever the scores.
+            rng: Source of the noise, on any device; what is drawn does not depend on the scores.
         """
         if self.config.application == "none":
             return
@@ -277,6 +285,7 @@ class GradientCoordination:
         self._clear()
         if self._probes is not None:
             self._probes.step()
+        rng = _generator_on(self._text[0].device, rng)
         for parameters, k in (
             (self._text, self._coefficients.text),
             (self._image, self._coefficients.image),
@@ -295,10 +304,8 @@ class GradientCoordination:
             deviation = gradient.std() + _NOISE_FLOOR
             gradient.mul_(k)
             if self.config.application == "released":
-                noise = torch.randn(
-                    gradient.shape, generator=rng, dtype=gradient.dtype, device=rng.device
-                )
-                gradient.addcmul_(noise.to(gradient.device), deviation)
+                noise = torch.empty_like(gradient).normal_(generator=rng)
+                gradient.addcmul_(noise, deviation)
 
     @torch.no_grad()
     def after_update(self) -> None:
