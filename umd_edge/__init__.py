@@ -18,10 +18,12 @@ import logging
 
 from ._bundle import Bundle
 from ._encoded import EncodedImage
+from ._gallery import Gallery
 from ._image import DicomFacts
 from ._manifest import Manifest
 from ._options import SessionOptions
 from ._predictor import Predictor
+from ._rank import Match, Ranking
 from ._results import (
     Alternative,
     Answer,
@@ -38,6 +40,7 @@ from .errors import (
     BundleVersionError,
     DataError,
     DicomInputError,
+    GalleryError,
     ImageInputError,
     InferenceError,
     InputError,
@@ -71,15 +74,19 @@ __all__ = [
     "Embeddings",
     "EncodedImage",
     "Finding",
+    "Gallery",
+    "GalleryError",
     "ImageInputError",
     "InferenceError",
     "InputError",
     "Manifest",
     "ManifestError",
+    "Match",
     "MissingDependencyError",
     "Predictor",
     "ProviderError",
     "ProviderUnavailableError",
+    "Ranking",
     "SelfTestError",
     "SessionOptions",
     "StructuredInputError",

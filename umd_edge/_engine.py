@@ -236,6 +236,54 @@ class Engine:
         )
         return values[None], mask[None]
 
+    def retrieval_task(self, name: str | None) -> TaskSpec:
+        """The retrieval task of that name; the only one where None.
+
+        Raises:
+            UnknownTaskError: There is none, or None was given and there are several.
+        """
+        names = [task.name for task in self.manifest.tasks if task.kind == "retrieval"]
+        if name is None and len(names) == 1:
+            return self._tasks[names[0]]
+        if name is None or name not in names:
+            raise UnknownTaskError(
+                f"task {name!r} given; retrieval tasks of this bundle: {names or 'none'}. A bundle "
+                "without one was not trained to match images and texts"
+            )
+        return self._tasks[name]
+
+    def text_features(self, text: str) -> tuple[Float32Array, Float32Array]:
+        """`text_tokens` (1, L, D) and `text_embedding` (1, E) of a text, prompt included."""
+        input_ids, attention_mask = self.tokenizer.encode([text])
+        feeds = {"input_ids": input_ids, "attention_mask": attention_mask}
+        tokens, embedding = self.graphs.text.run(feeds)
+        return tokens, embedding
+
+    def match_logits(self, image_tokens: Float32Array, text_tokens: Float32Array) -> Float32Array:
+        """`match_logit` (B,) of image tokens (B, N, D) and text tokens (B, L, D), none padded."""
+        batch, length = text_tokens.shape[:2]
+        missing = np.repeat(self._no_structured[0], batch, axis=0)
+        outputs = self.graphs.fusion.run(
+            {
+                "image_tokens": image_tokens,
+                "text_tokens": text_tokens,
+                "attention_mask": np.ones((batch, length), np.int64),
+                "structured_values": missing,
+                "structured_mask": missing,
+            },
+            ["match_logit"],
+        )
+        return outputs[0]
+
+    def outside(self, task: TaskSpec, dicom: DicomFacts | None) -> str:
+        """Why an image's DICOM header contradicts the task, or nothing."""
+        return _outside_intended_use(task, dicom)
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """The fields that every result shares."""
+        return dict(self._common)
+
     def _answer(
         self,
         status: Status,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,11 @@ import numpy.typing as npt
 
 from ._evaluation import MetricValue, evaluate_classification, evaluate_vqa
 from ._predictor import Predictor
+from ._rank import CANDIDATES
 from ._records import Example, VQAReference, build_examples, read_records
 from ._results import BundleInfo
+from ._retrieval import build_gallery, rank_galleries
+from ._retrieval_metrics import retrieval_items, retrieval_metrics
 from ._task import OnUnmapped, TaskSpec
 from .errors import DataError, InputError, UnknownTaskError
 
@@ -49,14 +52,14 @@ class Evaluation:
 
 
 def find_task(predictor: Predictor, name: str) -> TaskSpec:
-    """The bundle's task of that name that can be evaluated.
+    """The bundle's task of that name.
 
     Raises:
-        UnknownTaskError: There is none, or it is a retrieval task.
+        UnknownTaskError: There is none.
     """
-    known = [task.name for task in predictor.tasks if task.kind != "retrieval"]
+    known = [task.name for task in predictor.tasks]
     task = predictor.manifest.task(name)
-    if task is None or name not in known:
+    if task is None:
         raise UnknownTaskError(f"task {name!r} given; this bundle can be evaluated on {known}")
     return task
 
@@ -94,12 +97,16 @@ def evaluate_file(
         raise DataError(
             f"{data}: no record fits task {task_name!r}; left out: {dict(examples.dropped)}"
         )
-    probabilities = predict_examples(predictor, task, examples.examples, on_progress)
+    if task.kind == "retrieval":
+        metrics = rank_examples(predictor, task, examples.examples, on_progress)
+    else:
+        probabilities = predict_examples(predictor, task, examples.examples, on_progress)
+        metrics = example_metrics(task, examples.examples, probabilities)
     return Evaluation(
         task=task.name,
         n=len(examples.examples),
         dropped=examples.dropped,
-        metrics=example_metrics(task, examples.examples, probabilities),
+        metrics=metrics,
         bundle=predictor.info,
         variant=predictor.variant,
         provider=predictor.provider,
@@ -133,6 +140,50 @@ def predict_examples(
         done += len(rows)
         on_progress(done, len(examples))
     return result
+
+
+def rank_examples(
+    predictor: Predictor,
+    task: TaskSpec,
+    examples: Sequence[Example],
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, MetricValue]:
+    """Metrics of ranking the examples' pictures and texts in two stages.
+
+    Raises:
+        DataError: A picture cannot be used.
+    """
+    items = retrieval_items(examples)
+    images, texts = len(items.images), len(items.texts)
+    encoded = images + texts
+    total = encoded + min(CANDIDATES * encoded, images * texts)  # at most
+    # An example's text has the prompt already, and every record is evaluated, whatever its header.
+    spec = replace(task, prompt="", applies_to={})
+    engine = predictor._engine
+    try:
+        text_gallery = build_gallery(
+            engine, spec, "text", items.texts, on_progress=lambda done, _: on_progress(done, total)
+        )
+        image_gallery = build_gallery(
+            engine,
+            spec,
+            "image",
+            items.images,
+            on_progress=lambda done, _: on_progress(texts + done, total),
+        )
+    except InputError as error:
+        raise DataError(
+            f"{error} (mend or remove the record: leaving it out silently would change the figures)"
+        ) from error
+    ranking = rank_galleries(
+        engine,
+        spec,
+        image_gallery,
+        text_gallery,
+        on_progress=lambda done, _: on_progress(encoded + done, total),
+    )
+    on_progress(total, total)
+    return retrieval_metrics(items, ranking.pairs)
 
 
 def example_metrics(

@@ -34,7 +34,7 @@ from ._answers import normalise_answer
 from ._records import VQAReference
 from .errors import DataError
 
-__all__ = ["MetricValue", "evaluate_classification", "evaluate_vqa", "is_right"]
+__all__ = ["MetricValue", "Resamples", "evaluate_classification", "evaluate_vqa", "is_right"]
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
@@ -59,7 +59,7 @@ class MetricValue:
         return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
 
 
-class _Resamples:
+class Resamples:
     """How often each group stands in the data (row 0) and in each bootstrap resample (the rest)."""
 
     def __init__(self, groups: Sequence[str]) -> None:
@@ -190,7 +190,7 @@ def evaluate_classification(
         if np.any(~one & known.all(axis=1)) or np.any(ones > 1):
             raise DataError("a single-label record needs exactly one label that is 1")
         known = np.repeat(one[:, None], len(labels), axis=1)
-    resamples = _Resamples(groups)
+    resamples = Resamples(groups)
     positive = known & (y == 1)
     if multi_label:
         limits = np.asarray([operating_points.get(label, 0.5) for label in labels])
@@ -201,7 +201,7 @@ def evaluate_classification(
 
 
 def _aurocs(
-    resamples: _Resamples,
+    resamples: Resamples,
     p: FloatArray,
     positive: BoolArray,
     known: BoolArray,
@@ -222,7 +222,7 @@ def _f1(hits: FloatArray, called: FloatArray, actual: FloatArray) -> FloatArray:
 
 
 def _single_label(
-    resamples: _Resamples, p: FloatArray, positive: BoolArray, known: BoolArray
+    resamples: Resamples, p: FloatArray, positive: BoolArray, known: BoolArray
 ) -> dict[str, MetricValue]:
     usable = known[:, 0]
     n = int(usable.sum())
@@ -245,7 +245,7 @@ def _single_label(
 
 
 def _multi_label(
-    resamples: _Resamples, p: FloatArray, positive: BoolArray, known: BoolArray, called: BoolArray
+    resamples: Resamples, p: FloatArray, positive: BoolArray, known: BoolArray, called: BoolArray
 ) -> dict[str, MetricValue]:
     called = called & known
     n = int(known.any(axis=1).sum())
@@ -316,7 +316,7 @@ def evaluate_vqa(
     subsets |= {f"accuracy_{name}": types == name for name in names}
     if "abnormality" in names:
         subsets["accuracy_excluding_abnormality"] = types != "abnormality"
-    resamples = _Resamples(groups)
+    resamples = Resamples(groups)
     metrics = {
         name: resamples.metric(resamples.mean(right, subset), int(subset.sum()))
         for name, subset in subsets.items()

@@ -23,7 +23,14 @@ from .errors import ImageInputError
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["DicomFacts", "ImageInput", "LoadedImage", "load_image"]
+__all__ = [
+    "DicomFacts",
+    "ImageInput",
+    "LoadedImage",
+    "decode_image",
+    "load_image",
+    "read_image_file",
+]
 
 ImageInput = Union[str, "os.PathLike[str]", bytes, "Image.Image", npt.NDArray[Any]]
 UInt8Array = npt.NDArray[np.uint8]
@@ -92,9 +99,9 @@ def load_image(source: ImageInput, *, frame: int | None = None) -> LoadedImage:
         _no_frame(frame)
         return LoadedImage(_from_array(source))
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _from_bytes(bytes(source), "the image", frame)
+        return decode_image(bytes(source), "the image", frame)
     if isinstance(source, (str, os.PathLike)):
-        return _from_bytes(_read_file(Path(source)), repr(str(source)), frame)
+        return decode_image(read_image_file(Path(source)), repr(str(source)), frame)
     # Only a caller that has Pillow can hand over one of its images.
     from PIL import Image
 
@@ -112,7 +119,12 @@ def _no_frame(frame: int | None) -> None:
         raise ImageInputError("a frame was named, but only DICOM objects have frames; leave it out")
 
 
-def _read_file(path: Path) -> bytes:
+def read_image_file(path: Path) -> bytes:
+    """Bytes of a plain file of at most 512 MiB.
+
+    Raises:
+        ImageInputError: Missing, unreadable, no plain file, or too large.
+    """
     try:
         # Looked at before it is opened: opening a pipe would wait for its other end.
         facts = path.stat()
@@ -138,7 +150,8 @@ def _file_problem(facts: os.stat_result) -> str:
     return ""
 
 
-def _from_bytes(data: bytes, name: str, frame: int | None) -> LoadedImage:
+def decode_image(data: bytes, name: str, frame: int | None = None) -> LoadedImage:
+    """Decode the bytes of a PNG, JPEG or DICOM file; `name` is for messages. See `load_image`."""
     if not data:
         raise ImageInputError(f"{name} is empty (0 bytes); copy or export it again")
     if len(data) > MAX_FILE_BYTES:

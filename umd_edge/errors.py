@@ -16,7 +16,8 @@ The tree (exit code in brackets)::
     |  |  `- DicomInputError
     |  |- TextInputError
     |  |- StructuredInputError
-    |  `- DataError
+    |  |- DataError
+    |  `- GalleryError
     |- ProviderError [5]
     |  |- ProviderUnavailableError
     |  `- InferenceError
@@ -37,6 +38,7 @@ __all__ = [
     "BundleVersionError",
     "DataError",
     "DicomInputError",
+    "GalleryError",
     "ImageInputError",
     "InferenceError",
     "InputError",
@@ -119,6 +121,10 @@ class StructuredInputError(InputError):
 
 class DataError(InputError):
     """A JSONL record cannot be read or does not fit its task."""
+
+
+class GalleryError(InputError):
+    """A saved gallery is missing, damaged, or was made by another bundle, variant or provider."""
 
 
 class ProviderError(UmdEdgeError):

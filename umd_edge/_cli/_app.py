@@ -13,6 +13,7 @@ from ._demo import demo
 from ._inspect import doctor, info, verify
 from ._measure import bench, evaluate
 from ._predict import ask, classify
+from ._rank import rank
 
 __all__ = ["main", "run"]
 
@@ -30,7 +31,7 @@ def cli() -> None:
     """
 
 
-for command in (classify, ask, info, verify, evaluate, bench, doctor, demo):
+for command in (classify, ask, rank, info, verify, evaluate, bench, doctor, demo):
     cli.add_command(command)
 
 
