@@ -137,15 +137,15 @@ class CoAttention(nn.Module):
         )
         nn.init.normal_(self.type_embedding, std=0.02)
 
-    def forward(
+    def states(
         self,
         image_tokens: Tensor,
         text_tokens: Tensor,
         attention_mask: Tensor,
         structured_values: Tensor,
         structured_mask: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Fuse the streams.
+    ) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+        """Fuse the streams, and keep them as they are in between.
 
         Args:
             image_tokens: (B, N, Dv) float32.
@@ -155,8 +155,8 @@ class CoAttention(nn.Module):
             structured_mask: (B, F) float32, 1 = present.
 
         Returns:
-            Fused text (B, F + L, D; structured values first), fused image (B, N, D), and the mask
-            of the fused text (B, F + L) float32.
+            Text (B, F + L, D; structured values first) and image (B, N, D) before layer k at index
+            k, after the last layer at the end; and the mask of the text (B, F + L) float32.
         """
         image = self.image_projection(image_tokens) + self.type_embedding[1]
         text = self.text_projection(text_tokens) + self.type_embedding[0]
@@ -166,9 +166,31 @@ class CoAttention(nn.Module):
         mask = torch.cat([structured_mask, attention_mask.to(structured_mask.dtype)], dim=1)
         # A large finite number: exp() of it is exactly 0, and it stays finite in float16.
         bias = ((1.0 - mask) * -3.0e4)[:, None, None, :]
+        states = [(text, image)]
         for image_layer, text_layer in zip(self.image_layers, self.text_layers, strict=True):
             image, text = (
                 image_layer(image, text, None, bias),
                 text_layer(text, image, bias, None),
             )
+            states.append((text, image))
+        return states, mask
+
+    def forward(
+        self,
+        image_tokens: Tensor,
+        text_tokens: Tensor,
+        attention_mask: Tensor,
+        structured_values: Tensor,
+        structured_mask: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Fuse the streams; inputs as for `states`.
+
+        Returns:
+            Fused text (B, F + L, D; structured values first), fused image (B, N, D), and the mask
+            of the fused text (B, F + L) float32.
+        """
+        states, mask = self.states(
+            image_tokens, text_tokens, attention_mask, structured_values, structured_mask
+        )
+        text, image = states[-1]
         return text, image, mask

@@ -26,7 +26,8 @@ class Pooler(nn.Module):
             pooled = tokens.mean(dim=1)
         else:
             weight = mask[..., None]
-            pooled = (tokens * weight).sum(dim=1) / weight.sum(dim=1)
+            # at least one: a text of padding alone gives zero, not NaN
+            pooled = (tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1.0)
         return torch.tanh(self.dense(pooled))
 
 

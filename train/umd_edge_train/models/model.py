@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,7 @@ class UMDModel(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.tasks, self.fields = tasks, fields
         self.vision_encoder = VisionEncoder(config)
         self.text_encoder = TextEncoder(config)
         fusion = config.fusion
@@ -93,15 +95,49 @@ class UMDModel(nn.Module):
         if self.has_summary:  # starts as nothing
             nn.init.zeros_(self.image_shortcut.weight)
 
-    def encode_image(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) -> image_tokens (B, 1 + N, Dv) and unit image_embedding (B, E)."""
-        tokens = self.vision_encoder(pixel_values)
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute the blocks of both encoders in the backward pass instead of keeping them."""
+        for encoder in (self.vision_encoder, self.text_encoder):
+            backbone: Any = encoder.backbone
+            # renamed in `transformers` 5
+            name = "activation_checkpointing_enable"
+            if not hasattr(backbone, name):
+                name = "gradient_checkpointing_enable"
+            getattr(backbone, name)({"use_reentrant": False})
+            if hasattr(backbone.config, "use_cache"):  # of decoders; it only earns a warning
+                backbone.config.use_cache = False
+
+    def encode_image(
+        self, pixel_values: Tensor, keep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) -> image_tokens (B, 1 + N, Dv) and unit image_embedding (B, E).
+
+        With `keep` (B, K) int64 only these patches take part; see `VisionEncoder.forward`.
+        """
+        tokens = self.vision_encoder(pixel_values, keep)
         return tokens, _unit(self.image_embedding(tokens.mean(dim=1)))
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """(B, L) ids and mask -> text_tokens (B, L, Dt) and unit text_embedding (B, E)."""
         tokens = self.text_encoder(input_ids, attention_mask)
         return tokens, _unit(self.text_embedding(tokens[:, 0]))
+
+    def fusion_states(
+        self, image_tokens: Tensor, text_tokens: Tensor, attention_mask: Tensor
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Both streams before each layer of the fusion and after the last.
+
+        Structured values are absent.
+
+        Returns:
+            Text (B, L, D) and image (B, 1 + N, D; without a summary token) before layer k at index
+            k, after the last layer at the end.
+        """
+        if self.has_summary:
+            image_tokens = image_tokens[:, :-1]
+        absent = self.fusion.type_embedding.new_zeros(len(image_tokens), self.num_fields)
+        states, _ = self.fusion.states(image_tokens, text_tokens, attention_mask, absent, absent)
+        return [(text[:, self.num_fields :], image) for text, image in states]
 
     def fuse_tokens(
         self,

@@ -4,11 +4,16 @@ A `transformers` ViT or CLIP tower, built from a config or loaded from a checkpo
 `stem="conv"` convolutions and pooling stand in front of the ViT and end on the same grid ("early
 convolutions help transformers see better", arXiv 2106.14881), which learns faster from few
 pictures. Batch normalisation there is folded into the convolutions at export.
+
+A masked view holds some patches only: the others never enter the encoder, which saves their work
+and keeps their pixels from leaking through overlapping convolutions.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -56,13 +61,27 @@ class _StemLayer(nn.Module):
         self.norm = nn.BatchNorm2d(outputs)
         self.pools = pools
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _normalise_patches(self, x: Tensor) -> Tensor:
+        """By the patches' own statistics, which are none of a whole picture's: not recorded."""
+        norm = self.norm
+        if x.numel() == x.shape[1]:  # a single value a channel has no spread
+            running = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+            # copies: a whole picture may change them before the backward pass
+            mean, variance = (statistic.clone() for statistic in running)
+            return functional.batch_norm(x, mean, variance, norm.weight, norm.bias, eps=norm.eps)
+        return functional.batch_norm(
+            x, None, None, norm.weight, norm.bias, training=True, eps=norm.eps
+        )
+
+    def forward(self, x: Tensor, of_patches: bool = False) -> Tensor:
         if self.training:
-            with torch.no_grad():  # keeps the two orders one function
-                self.norm.weight.clamp_(min=_SMALLEST_SCALE)
+            # Keeps the two orders one function. Through `data`, as only the first of several
+            # forwards in a step changes anything: the graphs of the others stay valid.
+            self.norm.weight.data.clamp_(min=_SMALLEST_SCALE)
             x = self.convolution(x)
             x = functional.max_pool2d(x, 2) if self.pools else x
-            return functional.relu(self.norm(x), inplace=True)
+            normed = self._normalise_patches(x) if of_patches else self.norm(x)
+            return functional.relu(normed, inplace=True)
         x = functional.relu(self.norm(self.convolution(x)))
         return functional.max_pool2d(x, 2) if self.pools else x
 
@@ -80,11 +99,18 @@ class ConvStem(nn.Module):
                 width = wide
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, H, W) float32 -> (B, C, H / 2**n, W / 2**n) float32."""
+    def forward(self, pixel_values: Tensor, of_patches: bool = False) -> Tensor:
+        """(B, 3, H, W) float32 -> (B, C, H / 2**n, W / 2**n) float32.
+
+        `of_patches` says that the pictures are patches of others: in training their statistics
+        normalise them and are then forgotten.
+        """
         if self.training:  # on a CPU the convolutions are half as fast again in this layout
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
-        return cast(Tensor, self.layers(pixel_values))
+        x = pixel_values
+        for layer in self.layers:
+            x = layer(x, of_patches)
+        return x
 
 
 def _vit(config: ModelConfig) -> nn.Module:
@@ -145,6 +171,13 @@ def _adapt(name: str, published: Tensor, own: Tensor) -> Tensor:
     return rows.reshape(*own.shape[:-1], rows.shape[-1])
 
 
+def _patches(pixel_values: Tensor, side: int) -> Tensor:
+    """(B, 3, H, W) -> (B, N, 3, side, side), row by row."""
+    batch, channels, height, width = pixel_values.shape
+    grid = pixel_values.view(batch, channels, height // side, side, width // side, side)
+    return grid.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels, side, side)
+
+
 class VisionEncoder(nn.Module):
     """Pixels to tokens: the class token first, then the patches row by row."""
 
@@ -155,6 +188,7 @@ class VisionEncoder(nn.Module):
         if config.vision.stem == "conv":
             self.stem = ConvStem(config.vision.stem_channels, config.vision.stem_convolutions)
         self.hidden_size = config.vision.hidden_size
+        self.patch_size = config.vision.patch_size
         self.is_clip = config.vision.architecture == "clip"
         if config.vision.pretrained:
             self._fill(config)
@@ -182,17 +216,74 @@ class VisionEncoder(nn.Module):
         published = load_published(setting, name, lambda: cls.from_pretrained(name))
         copy_weights("vision", self.backbone, published, _adapt)
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
+    def refresh_statistics(self, pixel_values: Tensor) -> None:
+        """Let batch normalisation see whole pictures (B, 3, H, W); only in training mode.
+
+        For steps that encode masked views alone: the weights move, and the running statistics that
+        evaluation uses have to follow.
+        """
+        if self.stem is not None and self.training:
+            with torch.no_grad():
+                self.stem(pixel_values)
+
+    @contextlib.contextmanager
+    def _keeping(self, keep: Tensor | None) -> Iterator[None]:
+        """Let only the class token and the patches `keep` (B, K) past the embeddings."""
+        if keep is None:
+            yield
+            return
+        rows = torch.cat([keep.new_zeros(len(keep), 1), keep + 1], dim=1)[..., None]
+
+        # After the position embedding and before the first block, whatever these are called in a
+        # version of `transformers`.
+        def drop(module: nn.Module, inputs: Any, tokens: Tensor) -> Tensor:
+            return tokens.gather(1, rows.expand(-1, -1, tokens.shape[-1]))
+
+        handle = cast(nn.Module, self.backbone.embeddings).register_forward_hook(drop)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _stem_cells(self, stem: ConvStem, pixel_values: Tensor, keep: Tensor) -> Tensor:
+        """The stem's cells (B, K, C) of the patches `keep` (B, K), each a picture of its own."""
+        side = self.patch_size
+        index = keep[..., None, None, None].expand(-1, -1, 3, side, side)
+        patches = _patches(pixel_values, side).gather(1, index)
+        cells: Tensor = stem(patches.flatten(0, 1), of_patches=True)
+        return cells.view(*keep.shape, -1)
+
+    def _behind_stem(self, stem: ConvStem, pixel_values: Tensor, keep: Tensor | None) -> Tensor:
+        if keep is None:
+            features = stem(pixel_values)
+            summary = functional.adaptive_avg_pool2d(features, 1).flatten(1)
+        else:
+            cells = self._stem_cells(stem, pixel_values, keep)
+            summary = cells.mean(dim=1)
+            height, width = (length // self.patch_size for length in pixel_values.shape[2:])
+            # what stands in the other cells is dropped with them
+            grid = cells.new_zeros(len(keep), height * width, cells.shape[2])
+            grid = grid.scatter(1, keep[..., None].expand_as(cells), cells)
+            features = grid.transpose(1, 2).reshape(len(keep), -1, height, width)
+        with self._keeping(keep):
+            tokens = self.backbone(pixel_values=features).last_hidden_state
+        return torch.cat([tokens, summary[:, None]], dim=1)
+
+    def forward(self, pixel_values: Tensor, keep: Tensor | None = None) -> Tensor:
         """(B, 3, H, W) float32, normalised -> (B, 1 + N, D) float32.
 
         Behind a stem one more token comes last: the mean of the stem's feature map, as it is.
+
+        Args:
+            pixel_values: (B, 3, H, W) float32, normalised.
+            keep: (B, K) int64, the patches of a masked view (row by row, from 0), or None for all.
+                Tokens are then (B, 1 + K, D) in this order, and the last one behind a stem is the
+                mean over these patches; no other pixel has any influence.
         """
         if self.stem is not None:
-            features = self.stem(pixel_values)
-            summary = functional.adaptive_avg_pool2d(features, 1).flatten(1)
-            tokens = self.backbone(pixel_values=features).last_hidden_state
-            return torch.cat([tokens, summary[:, None]], dim=1)
-        tokens = self.backbone(pixel_values=pixel_values).last_hidden_state
+            return self._behind_stem(self.stem, pixel_values, keep)
+        with self._keeping(keep):
+            tokens = self.backbone(pixel_values=pixel_values).last_hidden_state
         if self.is_clip:  # `transformers` normalises its pooled token alone
             tokens = cast(nn.Module, self.backbone.post_layernorm)(tokens)
         return cast(Tensor, tokens)
