@@ -1,0 +1,204 @@
+"""`umd-edge-train grid`, `baseline` and `results`."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from umd_edge.errors import UsageError
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
+    from .runner import GridRun
+
+__all__ = ["baseline", "grid", "results"]
+
+_KINDS = ("majority", "question-only", "pixels", "cnn")
+_DATA = click.option(
+    "--data", type=click.Path(path_type=Path), required=True, help="Data sets' folder."
+)
+_SPLIT = click.option("--split", type=click.Choice(["train", "val", "test"]), default="val")
+_LOG = click.option("--log", type=click.Path(path_type=Path), help="Append the figures here.")
+
+
+def _require_log(split: str, log: Path | None) -> None:
+    if split == "test" and log is None:
+        raise UsageError("a look at the test split must be logged; give --log FILE")
+
+
+class _Screen:
+    """The table of a grid on stderr: redrawn in place on a terminal, below each other elsewhere."""
+
+    def __init__(self) -> None:
+        self.drawn = 0
+
+    def show(self, run: GridRun) -> None:
+        text = run.table()
+        if sys.stderr.isatty() and self.drawn:
+            click.echo(f"\033[{self.drawn}F\033[J", err=True, nl=False)
+        self.drawn = len(text.splitlines())
+        click.echo(text, err=True)
+
+
+def _terminated(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",")) if text else ()
+    except ValueError as error:
+        raise UsageError(f"--seeds {text!r} given; write numbers such as 0,1,2") from error
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@_DATA
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Grid's folder.")
+@click.option("--jobs", type=click.IntRange(min=1), default=1, help="Runs at once.")
+@click.option("--only", multiple=True, metavar="ARM", help="Only these arms.")
+@click.option("--dataset", "datasets", multiple=True, metavar="NAME", help="Only these data sets.")
+@click.option("--seeds", default="", metavar="0,1,2", help="Only these seeds.")
+@click.option("--plan", "plan_only", is_flag=True, help="Show what would be run, and stop.")
+def grid(
+    file: Path,
+    data: Path,
+    out: Path,
+    jobs: int,
+    only: tuple[str, ...],
+    datasets: tuple[str, ...],
+    seeds: str,
+    plan_only: bool,
+) -> None:
+    """Run the arms of a grid; the same command goes on after a stop."""
+    from ..checkpoint import commit
+    from .grid import load_grid, make_plan
+    from .runner import GridRun, save_plan
+
+    plan = make_plan(load_grid(file), file.resolve().parent)
+    cells = plan.select(only, _seeds(seeds), datasets)
+    run = GridRun(plan, cells, data, out, jobs=jobs, commit=commit())
+    if plan_only:
+        click.echo(run.table())
+        return
+    save_plan(plan, data, out)
+    before = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        run.run(_Screen().show)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@click.command()
+@click.option("--recipe", type=click.Path(path_type=Path), required=True, help="TOML recipe.")
+@_DATA
+@_SPLIT
+@click.option("--kind", "kinds", type=click.Choice(_KINDS), multiple=True, help="All but `cnn`.")
+@click.option("--task", "tasks", multiple=True, help="Only these tasks of the recipe.")
+@click.option("--set", "settings", multiple=True, metavar="A.B=C", help="Overrides a setting.")
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder of `cnn`.")
+@click.option("--resume", is_flag=True, help="Train a stopped `cnn` anew in --out.")
+@_LOG
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def baseline(
+    recipe: Path,
+    data: Path,
+    split: str,
+    kinds: tuple[str, ...],
+    tasks: tuple[str, ...],
+    settings: tuple[str, ...],
+    out: Path | None,
+    resume: bool,
+    log: Path | None,
+    as_json: bool,
+) -> None:
+    """Baselines on a recipe's own records: majority, question-only, pixels, or a small CNN."""
+    from ..recipe import load_recipe
+
+    _require_log(split, log)
+    if out is not None and out.exists() and any(out.iterdir()) and not resume:
+        raise UsageError(f"{out} already holds files; give --resume or another folder")
+    loaded = load_recipe(recipe, settings)
+    figures = {
+        f"{kind}/{task}": metrics
+        for kind in kinds or _KINDS[:-1]
+        for task, metrics in _measure(kind, loaded, tasks, data, split, out).items()
+    }
+    if log:
+        _append(log, loaded.name, split, figures)
+    if as_json:
+        click.echo(json.dumps(figures))
+        return
+    for name, metrics in figures.items():
+        click.echo(name)
+        for metric, value in metrics.items():
+            shown = "undefined" if value["value"] is None else f"{value['value']:.3f}"
+            click.echo(f"  {metric:<34} {shown}  n={value['n']}")
+
+
+def _measure(
+    kind: str, recipe: Recipe, tasks: tuple[str, ...], data: Path, split: str, out: Path | None
+) -> dict[str, Any]:
+    """Metrics of one kind of baseline, by task."""
+    from .baselines import FITTED, baseline_predictions
+    from .cnn import load_cnn, train_cnn
+    from .predictions import predict_checkpoint
+
+    suitable = [
+        str(table["name"])
+        for table in recipe.tasks
+        if table.get("kind") != "retrieval" and not table.get("multi_label")
+    ]
+    names = tasks or tuple(suitable)
+    for fitted in FITTED:
+        if fitted == kind:
+            return {n: baseline_predictions(fitted, recipe, n, data, split).metrics for n in names}
+    if out is None:
+        raise UsageError("the baseline `cnn` is trained; give --out, its run folder")
+    if not (out / "final").exists():
+        train_cnn(recipe, data, out)
+    checkpoint = load_cnn(out / "final")
+    return {name: predict_checkpoint(checkpoint, name, data, split).metrics for name in names}
+
+
+def _append(log: Path, name: str, split: str, figures: dict[str, Any]) -> None:
+    from datetime import datetime, timezone
+
+    from ..checkpoint import commit
+
+    now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M")
+    lines = [f"\n## {now} UTC: {split} split, baselines of `{name}`", f"\nCommit `{commit()}`.\n"]
+    lines += ["| baseline | metric | value | n |", "| --- | --- | --- | --- |"]
+    lines += [
+        f"| {which} | {metric} | {value['value']:.3f} | {value['n']} |"
+        for which, metrics in figures.items()
+        for metric, value in metrics.items()
+        if value["value"] is not None
+    ]
+    with log.open("a", encoding="utf-8") as handle:
+        handle.write("\n".join(lines) + "\n")
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path), metavar="GRID_OUT")
+@_DATA
+@_SPLIT
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Markdown page.")
+@_LOG
+def results(folder: Path, data: Path, split: str, out: Path, log: Path | None) -> None:
+    """Measure a grid's finished arms on one split and write the page of results."""
+    from .page import append_log, write_page
+    from .results import measure_grid
+
+    _require_log(split, log)
+    measured = measure_grid(folder, data, split)
+    if log:  # first, so that no look goes unlogged
+        append_log(log, measured)
+    write_page(measured, out)
+    click.echo(str(out))
