@@ -14,7 +14,6 @@ from .recipe import OptimConfig
 
 __all__ = ["WeightAverage", "build_optimizer", "learning_rate"]
 
-
 # Parts of the model that may learn faster than the encoders, by components of a parameter's name.
 _FUSION = {"fusion", "text_pooler", "image_pooler", "image_shortcut"}
 _HEADS = {"task_heads", "text_embedding", "image_embedding"}
