@@ -112,7 +112,7 @@ class Converter:
     read: Callable[[Source, ConvertOptions], Reading]
     family: str | None = None
     """Begins the patients' names. Sets of one family share pictures, so a unit of both has one name
-    and one split."""
+    and, unless one set joins it with another unit, one split."""
     published: bool = True
     """The source has splits of its own."""
     takes: frozenset[str] = frozenset()
