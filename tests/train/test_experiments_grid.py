@@ -177,7 +177,7 @@ def test_a_fraction_of_the_labels_reaches_the_last_stage_alone(folder: Path):
     assert few.jobs[0] == whole.jobs[0]
     assert "datasets.0.fraction=0.1" in jobs[few.jobs[1]].arguments
     assert "datasets.0.repeat=10" in jobs[few.jobs[1]].arguments
-    assert not any("fraction" in text for text in jobs[whole.jobs[1]].arguments)
+    assert not any("datasets.0." in text for text in jobs[whole.jobs[1]].arguments)
 
 
 def test_a_changed_recipe_makes_new_runs_of_it_and_of_what_follows(folder: Path):
@@ -322,7 +322,7 @@ def _start(folder: Path, *options: str) -> subprocess.Popen[str]:
     )
 
 
-def _wait_for(path: Path, seconds: float = 60.0) -> None:
+def _wait_for(path: Path, seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not path.exists():
         assert time.monotonic() < deadline, f"{path} never came"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,10 +26,12 @@ from umd_edge.errors import UmdEdgeError
 
 from .config import ModelConfig, from_dict
 from .models import UMDModel
+from .source import commit
 
 __all__ = [
     "Checkpoint",
     "CheckpointError",
+    "commit",
     "load_checkpoint",
     "pack_checkpoint",
     "save_checkpoint",
@@ -58,22 +59,6 @@ class Checkpoint:
     preprocess: PreprocessSpec
     max_length: int
     provenance: dict[str, Any] = field(repr=False)
-
-
-def commit() -> str:
-    """The source's version as git describes it, or `unknown` outside a checkout."""
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return done.stdout.strip()
 
 
 def write_json(path: Path, value: Any) -> None:

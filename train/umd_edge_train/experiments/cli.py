@@ -77,7 +77,7 @@ def grid(
     plan_only: bool,
 ) -> None:
     """Run the arms of a grid; the same command goes on after a stop."""
-    from ..checkpoint import commit
+    from ..source import commit
     from .grid import load_grid, make_plan
     from .runner import GridRun, save_plan
 
@@ -103,7 +103,7 @@ def grid(
 @click.option("--task", "tasks", multiple=True, help="Only these tasks of the recipe.")
 @click.option("--set", "settings", multiple=True, metavar="A.B=C", help="Overrides a setting.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder of `cnn`.")
-@click.option("--resume", is_flag=True, help="Train a stopped `cnn` anew in --out.")
+@click.option("--resume", is_flag=True, help="Continue the `cnn` in --out.")
 @_LOG
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def baseline(
@@ -122,13 +122,11 @@ def baseline(
     from ..recipe import load_recipe
 
     _require_log(split, log)
-    if out is not None and out.exists() and any(out.iterdir()) and not resume:
-        raise UsageError(f"{out} already holds files; give --resume or another folder")
     loaded = load_recipe(recipe, settings)
     figures = {
         f"{kind}/{task}": metrics
         for kind in kinds or _KINDS[:-1]
-        for task, metrics in _measure(kind, loaded, tasks, data, split, out).items()
+        for task, metrics in _measure(kind, loaded, tasks, data, split, out, resume).items()
     }
     if log:
         _append(log, loaded.name, split, figures)
@@ -143,7 +141,13 @@ def baseline(
 
 
 def _measure(
-    kind: str, recipe: Recipe, tasks: tuple[str, ...], data: Path, split: str, out: Path | None
+    kind: str,
+    recipe: Recipe,
+    tasks: tuple[str, ...],
+    data: Path,
+    split: str,
+    out: Path | None,
+    resume: bool,
 ) -> dict[str, Any]:
     """Metrics of one kind of baseline, by task."""
     from .baselines import FITTED, baseline_predictions
@@ -161,8 +165,8 @@ def _measure(
             return {n: baseline_predictions(fitted, recipe, n, data, split).metrics for n in names}
     if out is None:
         raise UsageError("the baseline `cnn` is trained; give --out, its run folder")
-    if not (out / "final").exists():
-        train_cnn(recipe, data, out)
+    if not (resume and (out / "final").exists()):
+        train_cnn(recipe, data, out, resume=resume)
     checkpoint = load_cnn(out / "final")
     return {name: predict_checkpoint(checkpoint, name, data, split).metrics for name in names}
 
@@ -170,7 +174,7 @@ def _measure(
 def _append(log: Path, name: str, split: str, figures: dict[str, Any]) -> None:
     from datetime import datetime, timezone
 
-    from ..checkpoint import commit
+    from ..source import commit
 
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M")
     lines = [f"\n## {now} UTC: {split} split, baselines of `{name}`", f"\nCommit `{commit()}`.\n"]

@@ -9,49 +9,28 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from umd_edge._preprocess import PreprocessSpec
 from umd_edge._structured import StructuredField
 from umd_edge._task import TaskSpec, output_name
-from umd_edge._tokenizer import TextTokenizer
 from umd_edge.errors import UsageError
 
-from ..batches import Batch, epoch_batches, pictures_of, steps_per_epoch
-from ..checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    commit,
-    load_weights,
-    read_settings,
-    save_checkpoint,
-    write_directory_atomically,
-    write_json,
-)
-from ..config import ModelConfig, model_config
-from ..corpus import load_corpus
+from ..checkpoint import Checkpoint, CheckpointError, load_weights, read_settings
+from ..config import ModelConfig
 from ..evaluate import evaluate_task
-from ..finetuning import TrainingDivergedError
-from ..history import History
-from ..losses import batch_loss
+from ..losses import SupervisedStep
 from ..models import UMDModel
 from ..models.heads import TaskHead
 from ..models.vision_encoder import ConvStem
 from ..objectives import SupervisedObjective
-from ..optim import WeightAverage, build_optimizer, learning_rate
-from ..pictures import PictureStore, augment
 from ..recipe import Recipe
-from ..tokenizer import train_wordpiece
+from ..run import Run
 
 __all__ = ["SmallCNN", "is_cnn", "load_cnn", "train_cnn"]
-
-_STORE_SCALE = 1.25  # as in fine-tuning: room for crops
 
 
 class SmallCNN(nn.Module):
@@ -93,6 +72,9 @@ class SmallCNN(nn.Module):
             }
         )
         nn.init.normal_(self.words.weight, std=config.initializer_range)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Nothing to do: it has no deep encoder."""
 
     def encode_image(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) -> the mean of the feature map as one token (B, 1, C), and as (B, C)."""
@@ -160,142 +142,51 @@ def load_cnn(folder: Path) -> Checkpoint:
     )
 
 
-class _Training:
-    """One training of the CNN; mirrors a fine-tuning run step by step."""
+class CNNRun(Run):
+    """A fine-tuning run with the CNN in the model's place."""
 
-    def __init__(self, recipe: Recipe, data: Path) -> None:
-        self.recipe, self.optim = recipe, recipe.optim
-        self.corpus = load_corpus(recipe, data)
-        config = model_config(recipe.model)
-        tokenizer_json = train_wordpiece(self.corpus.texts, config.vocabulary_size)
-        self.tokenizer = TextTokenizer.from_bytes(tokenizer_json, config.max_length)
-        config = replace(config, vocabulary_size=self.tokenizer.vocabulary_size)
-        self.spec = PreprocessSpec(height=config.image_size, width=config.image_size)
-        torch.manual_seed(recipe.seed)
-        self.model = SmallCNN(config, self.corpus.tasks, self.corpus.fields)
-        self.optimizer = build_optimizer(self.model, self.optim)
-        self.average = WeightAverage(self.model, self.optim.average_decay)
-        self.objective = SupervisedObjective(recipe, self.corpus)
-        self.pictures = pictures_of(recipe, self.corpus)
-        self.total = steps_per_epoch(self.pictures, self.optim) * self.optim.epochs
-        side = round(self.spec.height * (1.0 if recipe.augment.is_off else _STORE_SCALE))
-        paths = [picture.path for picture in self.pictures]
-        self.store = PictureStore(paths, side, side, self.spec.coefficient_bits)
-        self.checkpoint = Checkpoint(
-            model=cast(UMDModel, self.model),
-            tokenizer_json=tokenizer_json,
-            tasks=self.corpus.tasks,
-            structured_fields=self.corpus.fields,
-            preprocess=self.spec,
-            max_length=config.max_length,
-            provenance={
-                "baseline": "cnn",
-                "created": datetime.now(timezone.utc).replace(microsecond=0).isoformat(),
-                "recipe": recipe.to_dict(),
-                "commit": commit(),
-                "data": self.corpus.sources,
-            },
-        )
+    def __init__(self, recipe: Recipe, data: Path, out: Path) -> None:
+        super().__init__(recipe, data, out, init=None)
+        provenance = {**self.checkpoint.provenance, "baseline": "cnn"}
+        self.checkpoint = replace(self.checkpoint, provenance=provenance)
 
-    def run(self, history: History) -> None:
-        step = 0
-        with tqdm(total=self.total, unit="step", desc=f"{self.recipe.name} (CNN)") as bar:
-            for epoch in range(self.optim.epochs):
-                for batch in epoch_batches(
-                    self.pictures,
-                    self.store.index,
-                    self.tokenizer,
-                    self.optim,
-                    self.recipe.seed,
-                    epoch,
-                ):
-                    losses = self._step(batch, step)
-                    step += 1
-                    history.add(kind="train", step=step, losses=losses)
-                    bar.update()
-
-    def _step(self, batch: Batch, step: int) -> dict[str, float]:
-        self.model.train()
-        seed = self.recipe.seed * 1_000_003 + step
-        torch.manual_seed(seed)
-        rate = learning_rate(step, self.total, self.optim)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["rate"]
-        rng = torch.Generator().manual_seed(seed)
-        pixel_values = augment(
-            self.store.pixels[batch.rows], batch.flips, self.spec, self.recipe.augment, rng
-        )
-        loss, named = batch_loss(
-            cast(UMDModel, self.model),
-            self.objective,
-            batch,
-            pixel_values,
-            self.optim.precision,
-            rng,
-        )
-        if not torch.isfinite(loss.detach()):
-            raise TrainingDivergedError(
-                f"the CNN baseline's loss is {float(loss)} at step {step + 1}; lower "
-                "optim.learning_rate or set optim.precision = float32"
-            )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.gradient_clip)
-        self.optimizer.step()
-        self.average.update(self.model, step + 1)
-        return named
+    def build(self) -> nn.Module:
+        """The CNN and the supervised objective; the model itself is let go."""
+        torch.manual_seed(self.recipe.seed)
+        cnn = SmallCNN(self.model.config, self.corpus.tasks, self.corpus.fields)
+        self.model = cast(UMDModel, cnn)
+        objective = SupervisedObjective(self.recipe, self.corpus)
+        return SupervisedStep(self.model, objective, self.optim.precision)
 
     def validate(self) -> dict[str, Any]:
         """Validation metrics of every task, by task and metric name."""
-        self.model.load_state_dict(self.weights())
+        model = self.averaged_model()
         report: dict[str, Any] = {}
-        bits = self.spec.coefficient_bits
         for task, sets in zip(self.corpus.tasks, self.corpus.validation, strict=True):
             examples = [example for part in sets for example in part.examples]
-            if not examples:
-                continue
-            paths = sorted({example.image_path for example in examples})
-            store = PictureStore(paths, self.spec.height, self.spec.width, bits)
-            model = cast(UMDModel, self.model)
-            metrics = evaluate_task(model, task, examples, store, self.tokenizer, self.spec)
-            report[task.name] = {name: metric.to_dict() for name, metric in metrics.items()}
+            if examples:
+                metrics = evaluate_task(
+                    model, task, examples, self.held_out, self.tokenizer, self.spec
+                )
+                report[task.name] = {name: value.to_dict() for name, value in metrics.items()}
         return report
 
-    def weights(self) -> dict[str, Tensor]:
-        """The averaged weights, as fine-tuning keeps them."""
-        return self.average.tensors if self.optim.average_decay > 0 else self.model.state_dict()
 
-
-def train_cnn(recipe: Recipe, data: Path, out: Path) -> dict[str, Any]:
-    """Train the CNN of a recipe; the run folder is that of `finetune`, without its checkpoints.
-
-    A training that was stopped starts again: it takes a fraction of the model's time.
+def train_cnn(recipe: Recipe, data: Path, out: Path, *, resume: bool = False) -> dict[str, Any]:
+    """Train the CNN of a recipe; the run folder is that of `finetune`.
 
     Args:
         recipe: As for `finetune`.
         data: Folder of the data sets.
-        out: Run folder; what an unfinished training left there is removed.
+        out: Run folder; created.
+        resume: Continue the run in `out` where its newest checkpoint stands.
 
     Returns:
         Validation metrics at the end, by task.
 
     Raises:
-        UsageError: The folder holds a finished run, or the recipe asks for what a CNN has not.
+        UsageError: The folder holds another run, or the recipe asks for what a CNN has not.
+        DataError: The data do not fit the recipe.
         TrainingDivergedError: The loss is not finite.
     """
-    final = out / "final"
-    if final.exists():
-        raise UsageError(f"{str(out)!r} already holds a run; give another folder")
-    training = _Training(recipe, data)
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "recipe.json", json.loads(json.dumps(recipe.to_dict())))
-    history = History(out, 0)
-    training.run(history)
-    metrics = training.validate()
-    history.add(kind="validation", step=training.total, tasks=metrics)
-    history.draw(out / "curves.png")
-    write_json(out / "metrics.json", {"step": training.total, "validation": metrics})
-    write_directory_atomically(
-        final, lambda path: save_checkpoint(path, training.checkpoint, training.weights())
-    )
-    return metrics
+    return CNNRun(recipe, data, out).execute(resume=resume)

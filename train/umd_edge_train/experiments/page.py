@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..checkpoint import commit
+from ..source import commit
 from .grid import Experiment, GridDataset
 from .paired import Summary
 from .plots import Bar, Curve, draw_bars, draw_curves
