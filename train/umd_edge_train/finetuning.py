@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from .evaluate import evaluate_task
+from .gm_coord import GradientCoordination
 from .losses import SupervisedStep
 from .objectives import SupervisedObjective
 from .recipe import Recipe
@@ -18,12 +20,43 @@ __all__ = ["TrainingDivergedError", "finetune"]
 
 
 class FineTuning(Run):
-    """A supervised run."""
+    """A supervised run, with its modalities coordinated where the recipe says so."""
+
+    def __init__(self, recipe: Recipe, data: Path, out: Path, init: Path | None) -> None:
+        super().__init__(recipe, data, out, init)
+        self.coordination = GradientCoordination(self.model, recipe.coordination, self.optimizer)
+        self._step.observe = self.coordination.observe
 
     def build(self) -> nn.Module:
         """Model and supervised objective."""
         self.objective = SupervisedObjective(self.recipe, self.corpus)
-        return SupervisedStep(self.model, self.objective, self.optim.precision)
+        self._step = SupervisedStep(self.model, self.objective, self.optim.precision)
+        return self._step
+
+    def before_part(self) -> None:
+        """Each part of a batch has its own scores."""
+        self.coordination.begin_micro_batch()
+
+    def before_update(self, rng: torch.Generator) -> None:
+        """Turn the scores into coefficients."""
+        self.coordination.before_update(rng)
+
+    def after_update(self) -> None:
+        """Scale the optimiser's update, where that is how the coefficients act."""
+        self.coordination.after_update()
+
+    def notes(self) -> dict[str, Any]:
+        """Ratio and coefficients of a coordinated step."""
+        report = self.coordination.report()
+        return {"coordination": report} if report else {}
+
+    def extra_tensors(self) -> dict[str, Tensor]:
+        """The probes of the coordination, where it has any."""
+        return self.coordination.state_dict()
+
+    def load_extra(self, tensors: dict[str, Tensor]) -> None:
+        """Continue with those of a checkpoint."""
+        self.coordination.load_state_dict(tensors)
 
     def validate(self) -> dict[str, Any]:
         """Validation metrics of every task, by task and metric name."""

@@ -11,7 +11,14 @@ from typing import Any
 __all__ = ["History"]
 
 # Validation metrics that are drawn, those that a task has.
-_DRAWN = ("accuracy", "closed_accuracy", "balanced_accuracy", "macro_auroc")
+_DRAWN = (
+    "accuracy",
+    "closed_accuracy",
+    "balanced_accuracy",
+    "macro_auroc",
+    "mlm_accuracy",
+    "itm_accuracy",
+)
 # After ten curves the colours come again, with other dashes.
 _DASHES = ("-", "--", ":", "-.", (0, (8, 2, 1, 2, 1, 2)))
 

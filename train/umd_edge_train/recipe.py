@@ -12,6 +12,8 @@ from umd_edge._task import TaskSpec
 from umd_edge.errors import ManifestError, UsageError
 
 from .config import from_dict, model_config
+from .gm_coord import CoordinationConfig
+from .reconstruction_config import ReconstructionConfig
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -178,6 +180,10 @@ class Recipe:
     optim: OptimConfig = field(default_factory=OptimConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
+    """Of `pretrain` and `adapt`."""
+    coordination: CoordinationConfig = field(default_factory=CoordinationConfig)
+    """Of `finetune`."""
     datasets: tuple[DatasetConfig, ...] = ()
     vocabulary: tuple[VocabularyConfig, ...] = ()
     structured_fields: tuple[StructuredConfig, ...] = ()

@@ -13,10 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import platform
-import shutil
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -32,7 +29,7 @@ from tqdm import tqdm
 from umd_edge._preprocess import PreprocessSpec
 from umd_edge._task import output_name
 from umd_edge._tokenizer import TextTokenizer
-from umd_edge.errors import DataError, UmdEdgeError, UsageError
+from umd_edge.errors import DataError, UmdEdgeError
 
 from .batches import Batch, epoch_batches, pictures_of, steps_per_epoch
 from .checkpoint import (
@@ -40,12 +37,6 @@ from .checkpoint import (
     CheckpointError,
     commit,
     load_checkpoint,
-    load_weights,
-    read_settings,
-    save_checkpoint,
-    save_weights,
-    settings_of,
-    write_directory_atomically,
     write_json,
 )
 from .config import model_config
@@ -55,11 +46,11 @@ from .models import UMDModel
 from .optim import WeightAverage, build_optimizer, learning_rate
 from .pictures import PictureSource, PictureStore, StreamedPictures, augment
 from .recipe import Recipe
+from .run_state import save_final, save_state, start_run
 from .tokenizer import published_tokenizer, train_wordpiece
 
 __all__ = ["Run", "TrainingDivergedError"]
 
-_KEPT_CHECKPOINTS = 2
 # Pictures are kept this much larger than the model's input, so that a crop has pixels to spare.
 _STORE_SCALE = 1.25
 
@@ -159,8 +150,10 @@ class Run(ABC):
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """The module that is trained: `forward(batch, pixel_values, rng, pictures)` is the loss
-        and its named parts. Its parameters are the model's and those of this kind of run."""
+        """The module that is trained, with the model in it.
+
+        Its `forward(batch, pixel_values, rng, pictures)` gives the loss and its named parts.
+        """
 
     @abstractmethod
     def validate(self) -> dict[str, Any]:
@@ -170,18 +163,24 @@ class Run(ABC):
         """What a resumable checkpoint holds beside model, average and optimiser."""
         return {}
 
-    def load_extra(self, tensors: dict[str, Tensor]) -> None:
+    def load_extra(self, tensors: dict[str, Tensor]) -> None:  # noqa: B027 - most runs have none
         """Take over what `extra_tensors` gave."""
 
     def kept_tensors(self) -> dict[str, Tensor]:
         """What the final checkpoint holds in its state for the run that starts from it."""
         return {}
 
-    def before_update(self, rng: torch.Generator) -> None:
-        """Called between the clipped gradients and the optimiser's step."""
+    def before_part(self) -> None:  # noqa: B027 - most runs need none
+        """Called before each part of a batch."""
 
-    def after_update(self) -> dict[str, float]:
-        """Called after the optimiser's step; what it gives is kept in the history."""
+    def before_update(self, rng: torch.Generator) -> None:  # noqa: B027 - most runs need none
+        """Called when all gradients of a step are there, before they are clipped."""
+
+    def after_update(self) -> None:  # noqa: B027 - most runs need none
+        """Called after the optimiser's step."""
+
+    def notes(self) -> dict[str, Any]:
+        """What else a step leaves in the history, by key."""
         return {}
 
     # --- the start ------------------------------------------------------------------------------
@@ -243,15 +242,15 @@ class Run(ABC):
                 named.append(self._part_step(part, len(batch.rows) / world, rank + world * index))
         if self.accelerator.scaler is not None:
             self.accelerator.unscale_gradients(self.prepared_optimizer)
+        self.before_update(self._rng(0))
         norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.optim.gradient_clip)
         if self.accelerator.scaler is None:  # which skips such steps by itself
             self._require_finite("gradient", norm)
-        self.before_update(self._rng(0))
         self.prepared_optimizer.step()
         self.step += 1
-        extra = self.after_update()
+        self.after_update()
         self.average.update(self.model, self.step)
-        return {**_mean(named), **extra}
+        return _mean(named)
 
     def _rng(self, part: int) -> torch.Generator:
         """Randomness of this step: another one for each part, the same whatever the machine."""
@@ -259,6 +258,7 @@ class Run(ABC):
         return torch.Generator().manual_seed(seed)
 
     def _part_step(self, batch: Batch, pictures: float, part: int) -> dict[str, float]:
+        self.before_part()
         rng = self._rng(part)
         torch.manual_seed(rng.initial_seed())
         pixel_values = augment(
@@ -279,7 +279,7 @@ class Run(ABC):
                 "optim.precision = float32"
             )
 
-    # --- evaluation, saving and resuming --------------------------------------------------------
+    # --- evaluation --------------------------------------------------------------------------
 
     def averaged_model(self) -> UMDModel:
         """A copy of the model with the averaged weights, on the CPU."""
@@ -287,93 +287,6 @@ class Run(ABC):
         if self.optim.average_decay > 0:
             model.load_state_dict(self.average.tensors, strict=True)
         return model.cpu().eval()
-
-    def save(self) -> None:
-        """Write a resumable checkpoint and drop all but the newest two."""
-        folder = self.out / "checkpoints" / f"step-{self.step:07d}"
-
-        def write(path: Path) -> None:
-            save_checkpoint(path, self.checkpoint, self.average.tensors)
-            state = path / "state"
-            state.mkdir()
-            save_weights(state, self.model.state_dict(), "weights")
-            moments: dict[str, Tensor] = {}
-            for index, entry in self.optimizer.state_dict()["state"].items():
-                moments.update({f"{index}.{key}": value for key, value in entry.items()})
-            save_weights(state, moments, "optimizer")
-            if extra := self.extra_tensors():
-                save_weights(state, extra, "extra")
-            (state / "run.json").write_text(json.dumps({"step": self.step}), encoding="utf-8")
-
-        write_directory_atomically(folder, write)
-        kept = sorted((self.out / "checkpoints").glob("step-*"))
-        for old in kept[:-_KEPT_CHECKPOINTS]:
-            shutil.rmtree(old, ignore_errors=True)
-
-    def resume(self) -> bool:
-        """Continue from the newest checkpoint; False where there is none."""
-        folders = sorted((self.out / "checkpoints").glob("step-*"))
-        if not folders:
-            return False
-        provenance = json.loads((folders[-1] / "provenance.json").read_text(encoding="utf-8"))
-        if (
-            read_settings(folders[-1]) != settings_of(self.checkpoint)
-            or provenance["data"] != self.corpus.sources
-        ):
-            raise UsageError(
-                f"{str(folders[-1])!r} has other data, another model or another vocabulary than "
-                "this run; resume with the same data and the same --init, or start in another "
-                "folder"
-            )
-        state = folders[-1] / "state"
-        self.model.load_state_dict(load_weights(state, "weights"), strict=True)
-        self.average.load(load_weights(folders[-1]))
-        self.average.to(self.accelerator.device)
-        entries: dict[int, dict[str, Tensor]] = {}
-        for key, value in load_weights(state, "optimizer").items():
-            index, name = key.split(".", 1)
-            entries.setdefault(int(index), {})[name] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": entries, "param_groups": groups})
-        if self.extra_tensors():
-            self.load_extra(load_weights(state, "extra"))
-        self.step = int(json.loads((state / "run.json").read_text(encoding="utf-8"))["step"])
-        return True
-
-    def save_final(self, metrics: dict[str, Any]) -> None:
-        """Write the averaged weights as the run's result, with its metrics."""
-        provenance = {**self.checkpoint.provenance, "step": self.step, "validation": metrics}
-        final = replace(self.checkpoint, provenance=provenance)
-        tensors = self.averaged_model().state_dict()
-
-        def write(path: Path) -> None:
-            save_checkpoint(path, final, tensors)
-            if kept := self.kept_tensors():
-                (path / "state").mkdir()
-                save_weights(path / "state", kept, "kept")
-
-        write_directory_atomically(self.out / "final", write)
-
-    def _start(self, resume: bool) -> None:
-        """Check the run folder against what was asked, and load a checkpoint to resume from."""
-        saved = self.out / "recipe.json"
-        recipe = json.loads(json.dumps(self.recipe.to_dict()))
-        if resume:
-            if saved.exists() and json.loads(saved.read_text(encoding="utf-8")) != recipe:
-                raise UsageError(
-                    f"{saved} differs from the recipe given; resume with the same settings, or "
-                    "start in another folder"
-                )
-            if not self.resume() and self.accelerator.is_main_process:
-                tqdm.write("no checkpoint to resume from; starting afresh", file=sys.stderr)
-        elif (self.out / "checkpoints").exists():
-            raise UsageError(
-                f"{self.out} already holds a run; continue it with --resume or give another folder"
-            )
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            self.out.mkdir(parents=True, exist_ok=True)
-            write_json(saved, recipe)
 
     # --- the whole run --------------------------------------------------------------------------
 
@@ -394,7 +307,7 @@ class Run(ABC):
             UsageError: The folder holds another run.
             TrainingDivergedError: The loss is not finite.
         """
-        self._start(resume)
+        start_run(self, resume=resume)
         main = self.accelerator.is_main_process
         history = History(self.out, self.step) if main else None
         self.load_pictures()
@@ -409,12 +322,11 @@ class Run(ABC):
         ) as bar:
             for batch in self._remaining_batches():
                 losses = self.train_step(batch)
-                bar.set_postfix(
-                    epoch=_ceil(self.step, self.per_epoch), loss=f"{losses['loss']:.3f}"
-                )
+                epoch = -(-self.step // self.per_epoch)
+                bar.set_postfix(epoch=epoch, loss=f"{losses['loss']:.3f}")
                 bar.update()
                 if history is not None:
-                    history.add(kind="train", step=self.step, losses=losses)
+                    history.add(kind="train", step=self.step, losses=losses, **self.notes())
                     metrics = self._report(history) or metrics
                 if on_step:
                     on_step(self.step)
@@ -422,7 +334,7 @@ class Run(ABC):
             metrics = metrics or self.validate()
             write_json(self.out / "metrics.json", {"step": self.step, "validation": metrics})
             history.draw(self.out / "curves.png")
-            self.save_final(metrics)
+            save_final(self, metrics)
         self.accelerator.wait_for_everyone()
         return metrics
 
@@ -460,12 +372,8 @@ class Run(ABC):
             history.add(kind="validation", step=self.step, tasks=metrics)
             history.draw(self.out / "curves.png")
         if at_end or self.step % self.recipe.run.checkpoint_every_steps == 0:
-            self.save()
+            save_state(self)
         return metrics
-
-
-def _ceil(step: int, per_epoch: int) -> int:
-    return -(-step // per_epoch)
 
 
 def _mean(named: list[dict[str, float]]) -> dict[str, float]:

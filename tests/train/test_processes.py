@@ -1,0 +1,105 @@
+"""Micro-batches and processes change the speed of a run, not its gradients."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from support.training import write_recipe
+from umd_edge_train.checkpoint import load_weights
+from umd_edge_train.finetuning import finetune
+from umd_edge_train.recipe import load_recipe
+
+# Batch normalisation sees its own part alone, so the stem is a plain one here; no random changes.
+EXACT = (
+    "model.vision.stem=patch",
+    "optim.epochs=1",
+    "run.evaluate_every_epochs=1000",
+    "optim.structured_dropout=0.0",
+    *(f"augment.{name}=0.0" for name in ("scale", "aspect", "brightness", "contrast", "colour")),
+    "augment.rotate_degrees=0.0",
+    "datasets=[{name='questions', path='questions'}]",
+)
+_RUN = """
+import sys
+from pathlib import Path
+from umd_edge_train.finetuning import finetune
+from umd_edge_train.recipe import load_recipe
+
+recipe, data, out, *settings = sys.argv[1:]
+finetune(load_recipe(recipe, tuple(settings)), Path(data), Path(out))
+"""
+
+
+def _losses(out: Path) -> list[float]:
+    lines = (out / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    return [r["losses"]["loss"] for r in map(json.loads, lines) if r["kind"] == "train"]
+
+
+def _run(folder: Path, synth: Path, *settings: str) -> Path:
+    recipe = load_recipe(write_recipe(folder, "questions"), (*EXACT, *settings))
+    finetune(recipe, synth, folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def whole(synth: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One process, one micro-batch."""
+    return _run(tmp_path_factory.mktemp("whole"), synth)
+
+
+def _assert_equal(one: Path, other: Path) -> None:
+    assert _losses(one) == pytest.approx(_losses(other), rel=1e-4)
+    a, b = load_weights(one / "final"), load_weights(other / "final")
+    for name in a:
+        # AdamW's first steps turn rounding of tiny gradients into steps of up to 1e-3
+        assert torch.allclose(a[name], b[name], atol=2e-3), name
+
+
+def test_micro_batches_give_the_gradient_of_the_whole(whole: Path, synth: Path, tmp_path: Path):
+    _assert_equal(whole, _run(tmp_path, synth, "optim.accumulation=2"))
+
+
+def test_another_batch_size_does_not(whole: Path, synth: Path, tmp_path: Path):
+    other = _run(tmp_path, synth, "optim.images_per_batch=4")
+    assert len(_losses(other)) != len(_losses(whole))
+
+
+def test_two_processes_equal_one(whole: Path, synth: Path, tmp_path: Path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    recipe, out = write_recipe(tmp_path, "questions"), tmp_path / "run"
+    command = [sys.executable, "-c", _RUN, str(recipe), str(synth), str(out), *EXACT]
+    processes = []
+    for rank in range(2):
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "OMP_NUM_THREADS": "1",
+            "ACCELERATE_USE_CPU": "true",
+            "WORLD_SIZE": "2",
+            "LOCAL_WORLD_SIZE": "2",
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        processes.append(
+            subprocess.Popen(
+                command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+            )
+        )
+    errors = [process.communicate(timeout=300)[1].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    assert len(_losses(out)) == len(_losses(whole))
+    a, b = load_weights(out / "final"), load_weights(whole / "final")
+    for name in a:
+        assert torch.allclose(a[name], b[name], atol=2e-3), name

@@ -1,0 +1,202 @@
+"""Self-supervised runs: MR-Pretrain on pairs of picture and text, TD-Calib on one downstream set.
+
+A pair is any example of any task of the recipe: its picture with the text that the task reads
+(caption, question or prompt). Labels and answers are never used. Source: UMD (arXiv 2404.06057).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from umd_edge._preprocess import PreprocessSpec
+from umd_edge._tokenizer import TextTokenizer
+from umd_edge.errors import UsageError
+
+from .batches import Batch
+from .checkpoint import load_weights
+from .losses import Precision, autocast
+from .masking import Vocabulary, word_ids
+from .objectives import MultiLevelReconstruction, PairBatch
+from .pictures import PictureStore
+from .recipe import Recipe
+from .run import Run
+
+__all__ = ["adapt", "pretrain"]
+
+_STUDENT = "model."
+_TEACHER = "teacher."
+_VALIDATED_PER_BATCH = 64
+
+
+class _PairStep(nn.Module):
+    """The reconstruction objective on a run's batches."""
+
+    def __init__(
+        self,
+        objective: MultiLevelReconstruction,
+        tokenizer: TextTokenizer,
+        precision: Precision,
+    ) -> None:
+        super().__init__()
+        self.objective = objective
+        self.tokenizer = tokenizer
+        self.precision: Precision = precision
+
+    def pairs(self, texts: list[str], pixel_values: Tensor) -> PairBatch:
+        """Pictures with their texts, on the pictures' device."""
+        ids, mask, words = (t.to(pixel_values.device) for t in word_ids(self.tokenizer, texts))
+        return PairBatch(pixel_values, ids, mask, words)
+
+    def forward(
+        self, batch: Batch, pixel_values: Tensor, rng: torch.Generator, pictures: float
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The loss, scaled to the batch's share of all `pictures` of a step, and its parts."""
+        pairs = self.pairs([example.text for example in batch.examples], pixel_values)
+        with autocast(pixel_values.device, self.precision):
+            output = self.objective(pairs, rng)
+        loss = output.loss * (len(batch.rows) / pictures)
+        if self.objective.config.teacher_update == "micro_batch" and self.training:
+            self.objective.update_teacher()
+        named = {name: float(part.detach()) for name, part in output.parts.items()}
+        return loss, {**named, "loss": float(loss.detach())}
+
+
+class PreTraining(Run):
+    """A self-supervised run; `itm` says whether image-text matching takes part."""
+
+    def __init__(
+        self, recipe: Recipe, data: Path, out: Path, init: Path | None, *, itm: bool
+    ) -> None:
+        self.itm = itm
+        self._init_state = init / "state" if init else None
+        # one text for each picture: a pair is masked as a whole
+        super().__init__(
+            replace(recipe, optim=replace(recipe.optim, texts_per_image=1)), data, out, init
+        )
+
+    def build(self) -> nn.Module:
+        """The model with the heads, the decoder and the teacher of the objective."""
+        self.objective = MultiLevelReconstruction(
+            self.model, self.recipe.reconstruction, Vocabulary.of(self.tokenizer), itm=self.itm
+        )
+        self._continue_heads()
+        return _PairStep(self.objective, self.tokenizer, self.optim.precision)
+
+    def _continue_heads(self) -> None:
+        """Heads and decoder of the run that this one starts from, where they are of this shape."""
+        if self._init_state is None or not any(self._init_state.glob("kept*.safetensors")):
+            return
+        own = self.objective.state_dict()
+        given = load_weights(self._init_state, "kept")
+        fitting = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
+        self.objective.load_state_dict({**own, **fitting}, strict=True)
+
+    def extra_tensors(self) -> dict[str, Tensor]:
+        """Heads, decoder and teacher."""
+        state = self.objective.state_dict()
+        return {name: tensor for name, tensor in state.items() if not name.startswith(_STUDENT)}
+
+    def load_extra(self, tensors: dict[str, Tensor]) -> None:
+        """Continue with those of a checkpoint."""
+        self.objective.load_state_dict({**self.objective.state_dict(), **tensors}, strict=True)
+
+    def kept_tensors(self) -> dict[str, Tensor]:
+        """Heads and decoder, for the calibration that starts from here; it has a new teacher."""
+        extra = self.extra_tensors()
+        return {name: tensor for name, tensor in extra.items() if not name.startswith(_TEACHER)}
+
+    def after_update(self) -> None:
+        """Move the teacher."""
+        if self.recipe.reconstruction.teacher_update == "step":
+            self.objective.update_teacher()
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, Any]:
+        """Losses and accuracies on the validation pairs, under masks that never change."""
+        examples = {
+            e.image_path: e for sets in self.corpus.validation for s in sets for e in s.examples
+        }
+        paths = sorted(examples)
+        totals: dict[str, float] = {}
+        counts: dict[str, int] = {}
+        self.objective.eval()
+        step = _PairStep(self.objective, self.tokenizer, self.optim.precision)
+        for start in range(0, len(paths), _VALIDATED_PER_BATCH):
+            chosen = paths[start : start + _VALIDATED_PER_BATCH]
+            pixel_values = _pixel_values(self.held_out, chosen, self.spec)
+            pairs = step.pairs(
+                [examples[path].text for path in chosen], pixel_values.to(self.accelerator.device)
+            )
+            rng = torch.Generator().manual_seed(start)
+            with autocast(pairs.pixel_values.device, self.optim.precision):
+                output = self.objective(pairs, rng)
+            accuracies = {k: v for k, v in output.aux.items() if k.endswith("_accuracy")}
+            for name, value in (*output.parts.items(), *accuracies.items()):
+                totals[name] = totals.get(name, 0.0) + float(value) * len(chosen)
+                counts[name] = counts.get(name, 0) + len(chosen)
+        self.objective.train()
+        metrics = {
+            name: {"value": totals[name] / counts[name], "low": None, "high": None, "n": n}
+            for name, n in counts.items()
+        }
+        return {"reconstruction": metrics} if metrics else {}
+
+
+def _pixel_values(store: PictureStore, paths: list[Path], spec: PreprocessSpec) -> Tensor:
+    return store.pixel_values([store.index[path] for path in paths], spec)
+
+
+def pretrain(
+    recipe: Recipe,
+    data: Path,
+    out: Path,
+    *,
+    init: Path | None = None,
+    resume: bool = False,
+    on_step: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """MR-Pretrain: masked picture and text at the level of data and of features, and matching.
+
+    Args:
+        recipe: All settings; `[reconstruction]` holds those of the objective.
+        data: Folder of the data sets.
+        out: Run folder; created. Its `final` also holds heads and decoder, in `state`.
+        init: Checkpoint whose weights the model starts from.
+        resume: Continue the run in `out`, with the losses of a run that was never stopped.
+        on_step: Called after each optimiser step with its number.
+
+    Returns:
+        Validation losses and accuracies at the end.
+
+    Raises:
+        UsageError: The folder holds another run, or the settings do not fit the model.
+        DataError: The data do not fit the recipe.
+        TrainingDivergedError: The loss is not finite.
+    """
+    run = PreTraining(recipe, data, out, init, itm=True)
+    return run.execute(resume=resume, on_step=on_step)
+
+
+def adapt(
+    recipe: Recipe,
+    data: Path,
+    out: Path,
+    *,
+    init: Path | None,
+    resume: bool = False,
+    on_step: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """TD-Calib: `pretrain` without matching, on the train split of one downstream set.
+
+    Args, returns and errors as `pretrain`; `init` is needed, since this continues a pre-training.
+    """
+    if init is None:
+        raise UsageError("adapt continues a pre-training; give its checkpoint as --init")
+    run = PreTraining(recipe, data, out, init, itm=False)
+    return run.execute(resume=resume, on_step=on_step)

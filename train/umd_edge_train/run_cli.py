@@ -1,0 +1,128 @@
+"""`umd-edge-train pretrain | adapt | finetune | bench`: the commands that train."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+__all__ = ["RUNS", "print_metrics"]
+
+_PATH = click.Path(path_type=Path)
+
+
+def _run_options(
+    *, init_required: bool
+) -> Callable[[Callable[[], Callable[..., Any]]], click.Command]:
+    """The options that all runs share; the command gets a function that makes the run."""
+    options = [
+        click.option("--recipe", type=_PATH, required=True, help="TOML recipe."),
+        click.option("--data", type=_PATH, required=True, help="Data sets' folder."),
+        click.option("--out", type=_PATH, required=True, help="Run folder."),
+        click.option(
+            "--set", "settings", multiple=True, metavar="A.B=C", help="Overrides a setting."
+        ),
+        click.option(
+            "--init", type=_PATH, required=init_required, help="Checkpoint to start from."
+        ),
+        click.option("--resume", is_flag=True, help="Continue the run in --out."),
+    ]
+
+    def decorate(command: Callable[[], Callable[..., Any]]) -> click.Command:
+        @wraps(command)
+        def wrapped(
+            recipe: Path,
+            data: Path,
+            out: Path,
+            settings: tuple[str, ...],
+            init: Path | None,
+            resume: bool,
+        ) -> None:
+            from .recipe import load_recipe
+
+            run = command()
+            metrics = run(load_recipe(recipe, settings), data, out, init=init, resume=resume)
+            for task, values in metrics.items():
+                print_metrics(task, values)
+            click.echo(f"checkpoint: {out / 'final'}", err=True)
+
+        for option in reversed(options):
+            wrapped = option(wrapped)
+        return click.command()(wrapped)
+
+    return decorate
+
+
+@_run_options(init_required=False)
+def pretrain() -> Callable[..., Any]:
+    """Pre-train on pairs of picture and text (MR-Pretrain, M3AE)."""
+    from .pretraining import pretrain as run
+
+    return run
+
+
+@_run_options(init_required=True)
+def adapt() -> Callable[..., Any]:
+    """Continue a pre-training on one downstream set, without its labels (TD-Calib)."""
+    from .pretraining import adapt as run
+
+    return run
+
+
+@_run_options(init_required=False)
+def finetune() -> Callable[..., Any]:
+    """Fine-tune on several tasks and data sets in one run (GM-Coord)."""
+    from .finetuning import finetune as run
+
+    return run
+
+
+@click.command()
+@click.option("--preset", multiple=True, help="Preset; repeatable. All where none is given.")
+@click.option("--steps", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option("--images", type=click.IntRange(min=2), default=16, show_default=True)
+@click.option("--texts", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def bench(
+    preset: tuple[str, ...], steps: int, images: int, texts: int, precision: str, as_json: bool
+) -> None:
+    """Throughput and memory of a training step of each preset, on generated pictures."""
+    from .bench import bench_presets
+
+    report = bench_presets(preset, steps=steps, images=images, texts=texts, precision=precision)
+    if as_json:
+        click.echo(json.dumps(report))
+        return
+    for name, found in report["presets"].items():
+        click.echo(
+            f"{name:<6} {found['parameters'] / 1e6:7.1f} M parameters  "
+            f"fine-tuning {found['finetune']['images_per_second']:8.2f} pictures/s, "
+            f"pre-training {found['pretrain']['images_per_second']:8.2f} pictures/s, "
+            f"peak memory {found['peak_memory_bytes'] / 1e9:.2f} GB"
+        )
+
+
+RUNS: tuple[click.Command, ...] = (pretrain, adapt, finetune, bench)
+
+
+def print_metrics(task: str, metrics: dict[str, dict[str, Any]]) -> None:
+    """Metrics of a task as lines."""
+    click.echo(task)
+    for name, metric in metrics.items():
+        if metric["value"] is None:
+            click.echo(f"  {name:<34} undefined  n={metric['n']}")
+            continue
+        interval = ""
+        if metric["low"] is not None:
+            interval = f"  [{metric['low']:.3f}, {metric['high']:.3f}]"
+        click.echo(f"  {name:<34} {metric['value']:.3f}{interval}  n={metric['n']}")
