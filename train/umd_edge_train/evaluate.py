@@ -15,13 +15,14 @@ from umd_edge._evaluation import MetricValue
 from umd_edge._postprocess import probabilities
 from umd_edge._preprocess import PreprocessSpec
 from umd_edge._records import Example, build_examples, read_records
-from umd_edge._task import OnUnmapped, TaskSpec, output_name
+from umd_edge._task import Kind, OnUnmapped, TaskSpec, output_name
 from umd_edge._tokenizer import TextTokenizer
 from umd_edge.errors import DataError, UnknownTaskError
 
 from .checkpoint import Checkpoint
 from .models import UMDModel
 from .pictures import PictureStore
+from .retrieval import evaluate_retrieval_task
 
 __all__ = ["evaluate_checkpoint", "evaluate_task", "task_logits"]
 
@@ -88,13 +89,15 @@ def evaluate_task(
     return example_metrics(task, ordered, probabilities(logits.numpy(), task))
 
 
-def find_task(tasks: Sequence[TaskSpec], name: str) -> TaskSpec:
-    """The classification or VQA task of that name.
+def find_task(
+    tasks: Sequence[TaskSpec], name: str, kinds: Sequence[Kind] = ("classification", "vqa")
+) -> TaskSpec:
+    """The task of that name and of one of the kinds.
 
     Raises:
         UnknownTaskError: There is none.
     """
-    known = {task.name: task for task in tasks if task.kind != "retrieval"}
+    known = {task.name: task for task in tasks if task.kind in kinds}
     if name not in known:
         raise UnknownTaskError(f"task {name!r} given; this checkpoint has {sorted(known)}")
     return known[name]
@@ -121,16 +124,19 @@ def evaluate_checkpoint(
         UnknownTaskError: The checkpoint has no such task.
         DataError: A manifest is broken, or holds no record of the task.
     """
-    task = find_task(checkpoint.tasks, task_name)
+    task = find_task(checkpoint.tasks, task_name, ("classification", "vqa", "retrieval"))
     records = [record for path in manifests for record in read_records(path)]
     found = build_examples(records, task, checkpoint.structured_fields, on_unmapped=on_unmapped)
     if not found.examples:
         raise DataError(f"no record fits task {task_name!r}; dropped: {dict(found.dropped)}")
     spec = checkpoint.preprocess
-    paths = sorted({example.image_path for example in found.examples})
-    store = PictureStore(paths, spec.height, spec.width, spec.coefficient_bits)
     tokenizer = TextTokenizer.from_bytes(checkpoint.tokenizer_json, checkpoint.max_length)
-    metrics = evaluate_task(checkpoint.model, task, found.examples, store, tokenizer, spec)
+    if task.kind == "retrieval":
+        metrics = evaluate_retrieval_task(checkpoint.model, found.examples, tokenizer, spec)
+    else:
+        paths = sorted({example.image_path for example in found.examples})
+        store = PictureStore(paths, spec.height, spec.width, spec.coefficient_bits)
+        metrics = evaluate_task(checkpoint.model, task, found.examples, store, tokenizer, spec)
     return {
         "task": task_name,
         "n": len(found.examples),

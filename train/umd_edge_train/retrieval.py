@@ -1,0 +1,129 @@
+"""Evaluation of a torch model's retrieval by the runtime's own scores and metrics.
+
+The paper's evaluation runs the whole model for every pair. Here pictures and texts are encoded once
+each, and the fusion runs for the shortlists of two-stage ranking, as on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from umd_edge._evaluation import MetricValue
+from umd_edge._preprocess import PreprocessSpec
+from umd_edge._rank import CANDIDATES, Method, PairScores, score_pairs
+from umd_edge._records import Example
+from umd_edge._retrieval_metrics import RetrievalItems, retrieval_items, retrieval_metrics
+from umd_edge._tokenizer import TextTokenizer
+
+from .models import UMDModel
+from .pictures import PictureStore
+
+__all__ = ["evaluate_retrieval_task", "score_items"]
+
+_ITEMS_PER_BATCH = 64
+_PAIRS_PER_BATCH = 128
+
+
+def _encode_images(
+    model: UMDModel, items: RetrievalItems, store: PictureStore, spec: PreprocessSpec
+) -> tuple[Tensor, Tensor]:
+    """Tokens (I, N, D) and embeddings (I, E)."""
+    tokens, embeddings = [], []
+    for start in range(0, len(items.images), _ITEMS_PER_BATCH):
+        rows = [store.index[path] for path in items.images[start : start + _ITEMS_PER_BATCH]]
+        batch = model.encode_image(store.pixel_values(rows, spec))
+        tokens.append(batch[0])
+        embeddings.append(batch[1])
+    return torch.cat(tokens), torch.cat(embeddings)
+
+
+def _encode_texts(
+    model: UMDModel, items: RetrievalItems, tokenizer: TextTokenizer
+) -> tuple[list[Tensor], Tensor]:
+    """Tokens (L, D) of each text, without padding, and embeddings (T, E)."""
+    tokens, embeddings = [], []
+    for start in range(0, len(items.texts), _ITEMS_PER_BATCH):
+        ids, mask = tokenizer.encode(items.texts[start : start + _ITEMS_PER_BATCH])
+        batch, embedding = model.encode_text(torch.from_numpy(ids), torch.from_numpy(mask))
+        lengths = mask.sum(axis=1).tolist()
+        tokens += [row[:length] for row, length in zip(batch, lengths, strict=True)]
+        embeddings.append(embedding)
+    return tokens, torch.cat(embeddings)
+
+
+@torch.inference_mode()
+def score_items(
+    model: UMDModel,
+    items: RetrievalItems,
+    store: PictureStore,
+    tokenizer: TextTokenizer,
+    spec: PreprocessSpec,
+    *,
+    method: Method = "two_stage",
+    candidates: int = CANDIDATES,
+) -> PairScores:
+    """Score the pictures and texts of a pool; structured values are missing to the model.
+
+    Args:
+        model: Put into evaluation mode.
+        items: The pool.
+        store: Holds the pictures of the pool.
+        tokenizer: The model's.
+        spec: The model's preprocessing.
+        method: As in `Predictor.rank`.
+        candidates: As in `Predictor.rank`.
+
+    Raises:
+        InferenceError: The model gives something that is not finite.
+    """
+    model.eval()
+    image_tokens, image_embeddings = _encode_images(model, items, store, spec)
+    text_tokens, text_embeddings = _encode_texts(model, items, tokenizer)
+
+    def fuse(
+        images: npt.NDArray[np.int64], texts: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float32]:
+        result = np.empty(len(images), np.float32)
+        for start in range(0, len(images), _PAIRS_PER_BATCH):
+            rows = slice(start, start + _PAIRS_PER_BATCH)
+            chosen = [text_tokens[text] for text in texts[rows].tolist()]
+            tokens = pad_sequence(chosen, batch_first=True)
+            mask = pad_sequence(
+                [torch.ones(len(one), dtype=torch.long) for one in chosen], batch_first=True
+            )
+            missing = torch.zeros(len(chosen), model.num_fields)
+            joint = model.fuse_tokens(
+                image_tokens[torch.from_numpy(images[rows])], tokens, mask, missing, missing
+            )
+            result[rows] = model.match_head(joint)[:, 0].numpy()
+        return result
+
+    return score_pairs(
+        image_embeddings.numpy(),
+        text_embeddings.numpy(),
+        fuse,
+        method=method,
+        candidates=candidates,
+    )
+
+
+def evaluate_retrieval_task(
+    model: UMDModel,
+    examples: Sequence[Example],
+    tokenizer: TextTokenizer,
+    spec: PreprocessSpec,
+) -> dict[str, MetricValue]:
+    """Metrics of a retrieval task by two-stage ranking; see `umd_edge._retrieval_metrics`.
+
+    Raises:
+        DataError: A picture cannot be read.
+    """
+    items = retrieval_items(examples)
+    store = PictureStore(items.images, spec.height, spec.width, spec.coefficient_bits)
+    return retrieval_metrics(items, score_items(model, items, store, tokenizer, spec))
