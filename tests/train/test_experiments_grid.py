@@ -16,6 +16,7 @@ from umd_edge.errors import UsageError
 from umd_edge_train.cli import main
 from umd_edge_train.experiments.grid import Grid, Plan, load_grid, make_plan
 from umd_edge_train.experiments.runner import GridFailedError, GridRun, load_plan, save_plan
+from umd_edge_train.recipe import load_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -87,7 +88,8 @@ from pathlib import Path
 here = Path(__file__).parent
 options = dict(zip(sys.argv[2::2], sys.argv[3::2]))
 out = Path(options["--out"])
-entry = {"name": out.name, "argv": sys.argv[1:], "threads": os.environ["OMP_NUM_THREADS"]}
+entry = {"name": out.name, "argv": sys.argv[1:], "pid": os.getpid()}
+entry["threads"] = os.environ["OMP_NUM_THREADS"]
 entry["start"] = time.time()
 out.mkdir(parents=True, exist_ok=True)
 for word in ("fails", "hangs"):
@@ -264,9 +266,9 @@ def test_every_run_runs_once_after_the_one_that_it_needs(folder: Path):
 
 def test_the_longest_chain_starts_first(folder: Path):
     _run(folder, jobs=1, datasets=["eyes"], seeds=[0]).run()
-    assert _ledger(folder)[0]["name"].startswith("pre-")
-    # tuning without anything before it is the shortest chain
-    assert "--init" not in _ledger(folder)[-1]["argv"]
+    stages = [entry["name"].split("-")[0] for entry in _ledger(folder)]
+    # pre-training has most ahead of it, then the adaptation, though tunings were free to start
+    assert stages == ["pre", "adapt", *["tune"] * 5]
 
 
 def test_what_is_finished_is_skipped(folder: Path):
@@ -353,10 +355,7 @@ def test_a_stage_that_a_killed_grid_left_behind_keeps_others_away(folder: Path):
     process.communicate(timeout=60)
     with pytest.raises(UsageError, match="left behind"):
         _run(folder, arms=["none"], datasets=["ears"]).run()
-    listing = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True)
-    for line in listing.stdout.splitlines():
-        if str(folder / "fake.py") in line:
-            os.kill(int(line.split()[0]), signal.SIGKILL)
+    os.kill(_ledger(folder)[0]["pid"], signal.SIGKILL)
     (folder / "hangs").unlink()
     deadline = time.monotonic() + 30
     while True:
@@ -414,3 +413,38 @@ def test_wrong_options_are_usage_errors(folder: Path, options, expected: str):
     done = _grid(folder, *options)
     assert done.exit_code == 2
     assert expected in done.stderr
+
+
+# --- settings of lists --------------------------------------------
+
+_RECIPES = REPOSITORY / "train" / "recipes"
+
+
+def test_a_setting_reaches_into_a_list():
+    recipe = load_recipe(_RECIPES / "default.toml", ("datasets.2.fraction=0.1",))
+    assert [dataset.fraction for dataset in recipe.datasets] == [1.0, 1.0, 0.1, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("datasets.9.fraction=0.1", "'9' given where a number from 0 to 4"),
+        ("datasets.last.fraction=0.1", "'last' given"),
+        ("datasets.-1.fraction=0.1", "'-1' given"),
+        ("datasets.0.name.x=1", "'name' is no table"),
+        ("seed.x=1", "'seed' is no table"),
+    ],
+)
+def test_a_setting_of_nothing_in_a_list_is_refused(setting: str, message: str):
+    with pytest.raises(UsageError) as caught:
+        load_recipe(_RECIPES / "default.toml", (setting,))
+    assert message in str(caught.value)
+
+
+def test_every_setting_of_the_repository_s_grid_fits_its_recipe():
+    plan = make_plan(load_grid(_RECIPES / "grid.toml"), _RECIPES)
+    for job in plan.jobs:
+        options = list(zip(job.arguments[1::2], job.arguments[2::2], strict=True))
+        settings = tuple(value for name, value in options if name == "--set")
+        recipe = load_recipe(dict(options)["--recipe"], settings)
+        assert f"-s{recipe.seed}-" in job.name

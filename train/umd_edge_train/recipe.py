@@ -254,12 +254,26 @@ def _assign(table: dict[str, Any], setting: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text  # an unquoted string
+    place: Any = table
     *parents, last = path.split(".")
     for parent in parents:
-        table = table.setdefault(parent, {})
-        if not isinstance(table, dict):
+        if isinstance(place, list):
+            place = place[_row(place, parent, setting)]
+        else:
+            place = place.setdefault(parent, {})
+        if not isinstance(place, (dict, list)):
             raise UsageError(f"--set {setting!r}: {parent!r} is no table")
-    table[last] = value
+    place[_row(place, last, setting) if isinstance(place, list) else last] = value
+
+
+def _row(entries: list[Any], text: str, setting: str) -> int:
+    """Place in a list of tables: `datasets.0.fraction` is of the first data set."""
+    if not text.isdecimal() or int(text) >= len(entries):
+        raise UsageError(
+            f"--set {setting!r}: {text!r} given where a number from 0 to {len(entries) - 1} is "
+            "allowed"
+        )
+    return int(text)
 
 
 def load_recipe(path: str | Path, settings: tuple[str, ...] = ()) -> Recipe:
@@ -267,7 +281,8 @@ def load_recipe(path: str | Path, settings: tuple[str, ...] = ()) -> Recipe:
 
     Args:
         path: TOML file.
-        settings: `a.b=c` each; values are TOML, a bare word is a string.
+        settings: `a.b=c` each; values are TOML, a bare word is a string. A number chooses from a
+            list: `datasets.0.fraction=0.1`.
 
     Raises:
         UsageError: The file is missing or broken, or holds an unknown or ill-typed setting.
