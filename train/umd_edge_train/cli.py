@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import click
 
-from umd_edge._task import OnUnmapped
 from umd_edge._program import Program
+from umd_edge._task import OnUnmapped
 from umd_edge.errors import UsageError
 
 from .data_cli import data as data_group
+from .experiments.cli import baseline, grid, results
+from .run_cli import RUNS, print_metrics
 
 __all__ = ["main"]
 
@@ -28,31 +29,11 @@ def main(threads: int | None) -> None:
 
 
 main.add_command(data_group)
-
-
-@main.command()
-@click.option("--recipe", type=click.Path(path_type=Path), required=True, help="TOML recipe.")
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="Data sets' folder.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Run folder.")
-@click.option("--set", "settings", multiple=True, metavar="A.B=C", help="Overrides a setting.")
-@click.option("--init", type=click.Path(path_type=Path), help="Checkpoint to start from.")
-@click.option("--resume", is_flag=True, help="Continue the run in --out.")
-def finetune(
-    recipe: Path,
-    data: Path,
-    out: Path,
-    settings: tuple[str, ...],
-    init: Path | None,
-    resume: bool,
-) -> None:
-    """Fine-tune on several tasks and data sets in one run."""
-    from .finetuning import finetune as run
-    from .recipe import load_recipe
-
-    metrics = run(load_recipe(recipe, settings), data, out, init=init, resume=resume)
-    for task, values in metrics.items():
-        _print_metrics(task, values)
-    click.echo(f"checkpoint: {out / 'final'}", err=True)
+for command in RUNS:
+    main.add_command(command)
+main.add_command(grid)
+main.add_command(baseline)
+main.add_command(results)
 
 
 _CHECKPOINT = click.argument("checkpoint", type=click.Path(path_type=Path))
@@ -91,7 +72,7 @@ def evaluate(
         click.echo(json.dumps(report))
         return
     click.echo(f"{report['n']} records, {report['dropped']} dropped")
-    _print_metrics(task, report["metrics"])
+    print_metrics(task, report["metrics"])
 
 
 @main.command()
@@ -127,7 +108,7 @@ def report(
     if out:
         write_json(out, {name: task["metrics"] for name, task in figures["tasks"].items()})
     for name, task in figures["tasks"].items():
-        _print_metrics(name, task["metrics"])
+        print_metrics(name, task["metrics"])
 
 
 @main.command()
@@ -156,18 +137,6 @@ def dependence(
 
     loaded = load_checkpoint(checkpoint)
     click.echo(json.dumps(dependence_report(loaded, task, train, data, positive), indent=1))
-
-
-def _print_metrics(task: str, metrics: dict[str, dict[str, Any]]) -> None:
-    click.echo(task)
-    for name, metric in metrics.items():
-        if metric["value"] is None:
-            click.echo(f"  {name:<34} undefined  n={metric['n']}")
-            continue
-        interval = ""
-        if metric["low"] is not None:
-            interval = f"  [{metric['low']:.3f}, {metric['high']:.3f}]"
-        click.echo(f"  {name:<34} {metric['value']:.3f}{interval}  n={metric['n']}")
 
 
 if __name__ == "__main__":
