@@ -130,7 +130,7 @@ def predict_examples(
             encoded = predictor.encode(path)
         except InputError as error:
             raise DataError(
-                f"record {examples[rows[0]].id!r}: {error} (mend or remove the record: leaving it "
+                f"{examples[rows[0]].where}: {error} (mend or remove the record: leaving it "
                 "out silently would change the figures)"
             ) from error
         for row in rows:

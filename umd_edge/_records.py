@@ -106,6 +106,8 @@ class Example:
     target: npt.NDArray[np.float32] | None = field(repr=False, default=None)
     """(K,) float32 of a classification: 1, 0 or NaN for unknown."""
     reference: VQAReference | None = None
+    where: str = ""
+    """File and line, for messages: they name no record by its `id`, which may be a patient's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +240,7 @@ def build_examples(
                 structured_mask=mask,
                 target=target,
                 reference=reference,
+                where=record.where,
             )
         )
     return ExampleSet(task, tuple(examples), dict(dropped), unknown)

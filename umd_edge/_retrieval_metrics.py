@@ -70,7 +70,7 @@ def retrieval_items(examples: Sequence[Example]) -> RetrievalItems:
                 digest_of[path] = hashlib.sha256(read_image_file(path)).digest()
             except InputError as error:
                 raise DataError(
-                    f"record {example.id!r}: {error} (mend or remove the record: leaving it out "
+                    f"{example.where}: {error} (mend or remove the record: leaving it out "
                     "silently would change the figures)"
                 ) from error
         key = " ".join(example.text.split()).casefold()

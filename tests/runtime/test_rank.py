@@ -401,7 +401,7 @@ def test_a_record_with_an_unusable_picture_is_an_error(predictor: Predictor, tmp
     with pytest.raises(DataError, match="mend or remove"):
         evaluate_file(predictor, "search", data)
     (tmp_path / "3.png").unlink()
-    with pytest.raises(DataError, match=r"'r3'.*mend or remove"):
+    with pytest.raises(DataError, match=r"captions\.jsonl:\d+: .*mend or remove"):
         evaluate_file(predictor, "search", data)
 
 

@@ -67,17 +67,23 @@ def _features(
 
 
 def _retrieval_loss(
-    model: UMDModel, batch: Batch, rows: Tensor, features: _Features, rng: torch.Generator
+    model: UMDModel,
+    batch: Batch,
+    rows: Tensor,
+    features: _Features,
+    rng: torch.Generator,
+    observe: Observer | None,
 ) -> Tensor:
     """Contrastive plus match loss of the retrieval pairs of a batch (mean over the pairs)."""
     texts = [batch.examples[i].text for i in rows]
     same = torch.tensor([[a == b for b in texts] for a in texts])
     owner = batch.owner[rows]
     contrastive = contrastive_loss(
-        features.image_embedding[owner].float(), features.text_embedding[rows].float(), same
+        features.image_embedding[owner].float(),
+        features.text_embedding[rows].float(),
+        same.to(rows.device),
     ).mean()
     wrong = wrong_texts(same, rng).to(rows.device)
-    same = same.to(rows.device)
     usable = torch.nonzero(wrong >= 0).flatten()
     other = rows[wrong[usable]]
     true_logits = model.match_head(features.joint[rows])[:, 0]
@@ -90,6 +96,11 @@ def _retrieval_loss(
         batch.structured_values[other],
         batch.structured_mask[other],
     )
+    if observe is not None:
+        # two candidates, the true one first
+        candidates = torch.stack([features.joint[rows][usable], wrong_joint], dim=1)
+        first = torch.zeros(len(usable), dtype=torch.int64, device=rows.device)
+        observe(model.match_head, candidates, first)
     return contrastive + match_loss(true_logits, model.match_head(wrong_joint)[:, 0])
 
 
@@ -129,7 +140,8 @@ def batch_loss(
             if not len(rows):
                 continue
             if task.kind == "retrieval":
-                losses = _retrieval_loss(model, batch, rows, features, rng).expand(len(rows))
+                loss = _retrieval_loss(model, batch, rows, features, rng, observe)
+                losses = loss.expand(len(rows))
             else:
                 head = model.task_heads[output_name(task.name)]
                 examples = [batch.examples[i] for i in rows.tolist()]

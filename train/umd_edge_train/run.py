@@ -242,7 +242,7 @@ class Run(ABC):
                 named.append(self._part_step(part, len(batch.rows) / world, rank + world * index))
         if self.accelerator.scaler is not None:
             self.accelerator.unscale_gradients(self.prepared_optimizer)
-        self.before_update(self._rng(0))
+        self.before_update(self._rng(self.parts))
         norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.optim.gradient_clip)
         if self.accelerator.scaler is None:  # which skips such steps by itself
             self._require_finite("gradient", norm)
