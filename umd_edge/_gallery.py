@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -187,6 +186,8 @@ def _bad(path: Path, problem: str) -> GalleryError:
 
 
 def _read_arrays(path: Path, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+    import zipfile  # only galleries and golden files need it
+
     if path.exists() and not path.is_file():
         raise _bad(path, "it is no plain file")
     size = path.stat().st_size

@@ -135,7 +135,7 @@ def test_a_missing_picture_names_its_record(
     model: UMDModel, examples: tuple[Example, ...], tokenizer: TextTokenizer, tmp_path: Path
 ):
     gone = replace(examples[0], image_path=tmp_path / "gone.png")
-    with pytest.raises(DataError, match=f"{gone.id}.*gone.png"):
+    with pytest.raises(DataError, match=r"^images_train\.jsonl:1: .*gone\.png"):
         evaluate_retrieval_task(model, [gone], tokenizer, SPEC)
 
 
