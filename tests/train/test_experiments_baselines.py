@@ -10,13 +10,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from support.training import minute_config, write_recipe
+from support.training import FIELDS, minute_config, write_recipe
 from umd_edge._records import Example, VQAReference
 from umd_edge._task import TargetSpec, TaskSpec
 from umd_edge.errors import DataError, UsageError
 from umd_edge_train.checkpoint import CheckpointError
 from umd_edge_train.cli import main
-from umd_edge_train.config import PRESETS
 from umd_edge_train.experiments.baselines import baseline_predictions
 from umd_edge_train.experiments.cnn import SmallCNN, is_cnn, load_cnn, train_cnn
 from umd_edge_train.experiments.predictions import (
@@ -81,7 +80,7 @@ def _planted(folder: Path, rule: str) -> Path:
 
     rng = np.random.default_rng(0)
     home = folder / "questions"
-    home.mkdir()
+    home.mkdir(parents=True)
     for split, count in (("train", 60), ("val", 30)):
         lines = []
         for i in range(count):
@@ -113,7 +112,7 @@ def _planted(folder: Path, rule: str) -> Path:
 def test_regressions_learn_a_rule_that_they_can_see_and_no_other(
     tmp_path: Path, rule: str, question_only: tuple[float, float], pixels: tuple[float, float]
 ):
-    data = _planted(tmp_path / rule if (tmp_path / rule).mkdir() is None else tmp_path, rule)
+    data = _planted(tmp_path / "data", rule)
     recipe = _recipe(tmp_path, "questions")
     for kind, (low, high) in (("question-only", question_only), ("pixels", pixels)):
         found = baseline_predictions(kind, recipe, "vqa", data, "val")
@@ -267,8 +266,6 @@ def test_a_damaged_cnn_is_refused(cnn: Path, tmp_path: Path):
 
 
 def test_the_cnn_ignores_padding_and_hidden_values():
-    from support.training import FIELDS
-
     torch.manual_seed(0)
     model = SmallCNN(minute_config(), (_SINGLE,), FIELDS).eval()
     ids = torch.tensor([[5, 6, 7]])
@@ -283,12 +280,17 @@ def test_the_cnn_ignores_padding_and_hidden_values():
 
 
 def test_the_cnn_has_no_transformer_and_needs_a_stem():
-    base = PRESETS["tiny"]
-    assert base["vision"]["stem"] == "conv"
-    names = {type(m).__name__ for m in SmallCNN(minute_config(), (_SINGLE,), ()).modules()}
-    assert not any("Attention" in name for name in names)
+    names = {type(m).__name__ for m in SmallCNN(minute_config(), (_SINGLE,), FIELDS).modules()}
+    assert "ConvStem" in names
+    assert not any("Attention" in name or "Model" in name for name in names)
     with pytest.raises(UsageError, match="stem = 'conv'"):
-        SmallCNN(minute_config(vision__stem="patch"), (_SINGLE,), ())
+        SmallCNN(minute_config(vision__stem="patch"), (_SINGLE,), FIELDS)
+
+
+def test_the_cnn_refuses_retrieval():
+    task = TaskSpec(name="c", kind="retrieval", outputs=(), reads=("caption",))
+    with pytest.raises(UsageError, match="leave retrieval tasks out"):
+        SmallCNN(minute_config(), (task,), FIELDS)
 
 
 # --- command ------------------------------------------------------

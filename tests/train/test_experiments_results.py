@@ -14,8 +14,8 @@ from umd_edge.errors import UsageError
 from umd_edge_train.cli import main
 from umd_edge_train.config import from_dict
 from umd_edge_train.experiments.grid import Grid, Plan, make_plan
-from umd_edge_train.experiments.page import append_log, write_page
-from umd_edge_train.experiments.paired import paired_difference
+from umd_edge_train.experiments.page import _verdict, append_log, write_page
+from umd_edge_train.experiments.paired import Summary, paired_difference
 from umd_edge_train.experiments.predictions import Predictions
 from umd_edge_train.experiments.results import ArmRuns, Results, _chosen, measure_grid
 from umd_edge_train.experiments.runner import save_plan
@@ -155,6 +155,21 @@ def test_the_page_compares_with_the_arm_before_and_with_the_first(results: Resul
     assert "| not run |" in found[3]
 
 
+@pytest.mark.parametrize(
+    ("value", "low", "high", "by_seed", "expected"),
+    [
+        (0.1, 0.05, 0.15, (0.08, 0.12), "better"),
+        (-0.1, -0.15, -0.05, (-0.08, -0.12), "worse"),
+        (0.1, -0.01, 0.15, (0.08, 0.12), "not told apart"),
+        (0.1, 0.05, 0.15, (0.25, -0.05), "not told apart"),
+        (0.1, None, None, (0.1,), "not told apart"),
+    ],
+)
+def test_an_arm_is_better_only_where_patients_and_seeds_agree(value, low, high, by_seed, expected):
+    summary = Summary(value=value, low=low, high=high, by_seed=by_seed, n=9, patients=9)
+    assert _verdict(summary) == expected
+
+
 def test_what_was_not_run_is_listed(results: Results, tmp_path: Path):
     write_page(results, tmp_path / "results.md")
     page = (tmp_path / "results.md").read_text(encoding="utf-8")
@@ -268,6 +283,11 @@ command = "finetune"
 recipe = "recipe.toml"
 set = ["optim.epochs=2", "run.evaluate_every_epochs=1"]
 [[stages]]
+name = "again"
+command = "finetune"
+recipe = "recipe.toml"
+set = ["optim.epochs=1"]
+[[stages]]
 name = "cnn"
 command = "baseline"
 recipe = "recipe.toml"
@@ -278,7 +298,7 @@ name = "none"
 stages = ["tune"]
 [[arms]]
 name = "longer"
-stages = ["tune", "tune"]
+stages = ["tune", "again"]
 [[arms]]
 name = "cnn"
 stages = ["cnn"]

@@ -121,7 +121,9 @@ def _pairs(experiment: Experiment) -> list[tuple[str, str]]:
 
 
 def _verdict(summary: Summary) -> str:
-    if not summary.excludes_zero:
+    # The interval speaks of other patients; that other runs would agree, the seeds must show.
+    agree = all(value * summary.value > 0.0 for value in summary.by_seed)
+    if not (summary.excludes_zero and agree):
         return "not told apart"
     return "better" if summary.value > 0 else "worse"
 
@@ -238,8 +240,8 @@ class _Page:
             "1,000 resamples of whole patients (seed 0), the seeds averaged inside each. "
             "`over seeds` is the lowest and the highest run.",
             "* A difference is taken on the same records, resample by resample and seed by seed. "
-            "*Not told apart* means that its interval holds 0. The intervals are not corrected for "
-            "the number of comparisons.",
+            "An arm is better or worse where the interval leaves out 0 and all seeds agree. The "
+            "intervals are not corrected for the number of comparisons.",
             "* Baselines see the same records. `majority`: the most frequent training answer; "
             "`question-only`: softmax regression on the question's words; `pixels`: the same with "
             "16 x 16 greys beside them.",
