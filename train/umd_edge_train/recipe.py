@@ -129,6 +129,14 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NormaliseConfig:
+    """How pixel values of 0..1 are normalised; a published encoder has its own numbers."""
+
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.25, 0.25, 0.25)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AugmentConfig:
     """Random changes of training pictures; all zero switches them off."""
 
@@ -177,6 +185,7 @@ class Recipe:
     folds: int = 0
     """Patient-wise cross-validation inside train + val; 0 uses the splits as they stand."""
     model: dict[str, Any] = field(default_factory=dict)
+    normalise: NormaliseConfig = field(default_factory=NormaliseConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     run: RunConfig = field(default_factory=RunConfig)

@@ -106,7 +106,12 @@ class Run(ABC):
             tokenizer_json = train_wordpiece(self.corpus.texts, config.vocabulary_size)
         self.tokenizer = TextTokenizer.from_bytes(tokenizer_json, config.max_length)
         config = replace(config, vocabulary_size=self.tokenizer.vocabulary_size)
-        self.spec = PreprocessSpec(height=config.image_size, width=config.image_size)
+        self.spec = PreprocessSpec(
+            height=config.image_size,
+            width=config.image_size,
+            mean=recipe.normalise.mean,
+            std=recipe.normalise.std,
+        )
         torch.manual_seed(recipe.seed)
         self.model = UMDModel(config, self.corpus.tasks, self.corpus.fields)
         if parent:
@@ -187,6 +192,12 @@ class Run(ABC):
 
     def _initialise_from(self, parent: Checkpoint) -> None:
         """Take over the parent's weights; heads of tasks with other outputs start anew."""
+        given_spec = parent.preprocess
+        if (given_spec.mean, given_spec.std) != (self.spec.mean, self.spec.std):
+            raise CheckpointError(
+                f"the initial checkpoint normalises with {given_spec.mean} and {given_spec.std}, "
+                f"the recipe with {self.spec.mean} and {self.spec.std}; make [normalise] the same"
+            )
         own = self.model.state_dict()
         outputs = {output_name(task.name): task.outputs for task in parent.tasks}
         anew = tuple(
