@@ -155,7 +155,7 @@ def test_a_preset_is_merged_part_by_part(preset: str):
         ("epochs", r"--set 'epochs': write it as path\.to\.setting=value"),
         ("=3", r"write it as path\.to\.setting=value"),
         ("name.first=3", r"'name' is no table"),
-        ("tasks.0.prompt=x", r"'tasks' is no table"),
+        ("tasks.9.prompt=x", r"'9' given where a number from 0"),
     ],
 )
 def test_a_bad_setting_is_refused_with_its_path(recipe: Path, setting: str, expected: str):
