@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,107 @@ def test_stems_end_on_the_same_grid_and_see_the_whole_picture(stem: str):
         assert not torch.equal(model.vision_encoder(changed), base)
 
 
+# --- masked views ---------------------------------------
+
+TOWERS: dict[str, dict[str, Any]] = {
+    "conv": {},
+    "vit": {"vision__stem": "patch"},
+    "clip": {"vision__stem": "patch", "vision__architecture": "clip"},
+}
+KEEP = torch.tensor([[0, 5, 6, 15], [1, 2, 8, 11], [3, 7, 12, 14]])
+
+
+def _visible_pixels(keep: Tensor) -> Tensor:
+    """(B, K) -> (B, 1, 64, 64) bool: pixels of these of 4 x 4 patches."""
+    grid = torch.zeros(len(keep), 16, dtype=torch.bool).scatter(1, keep, True)
+    squares = grid.view(-1, 1, 4, 1, 4, 1).expand(-1, 1, 4, 16, 4, 16)
+    return squares.reshape(-1, 1, 64, 64)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("tower", TOWERS)
+def test_masked_pixels_influence_no_visible_token(tower: str, training: bool):
+    encoder = minute_model(minute_config(image_size=64, **TOWERS[tower])).vision_encoder
+    encoder.train(training)
+    pictures, visible = torch.randn(3, 3, 64, 64), _visible_pixels(KEEP)
+    tokens = encoder(pictures, KEEP)
+    assert tokens.shape == (3, 5 + (tower == "conv"), 16)
+    other = torch.where(visible, pictures, torch.randn(3, 3, 64, 64) * 1e3)
+    assert torch.equal(encoder(other, KEEP), tokens)
+    one = KEEP[1, 2]  # of a visible patch, by contrast, every pixel counts
+    changed = pictures.clone()
+    changed[1, :, 16 * (one // 4), 16 * (one % 4)] += 3.0
+    assert not torch.equal(encoder(changed, KEEP)[1], tokens[1])
+
+
+@pytest.mark.parametrize("tower", ["vit", "clip"])
+def test_patches_have_their_position_before_others_are_dropped(tower: str):
+    encoder = minute_model(minute_config(image_size=64, **TOWERS[tower])).vision_encoder
+    picture = torch.randn(1, 3, 64, 64)
+    everything = torch.arange(16)[None]
+    torch.testing.assert_close(encoder(picture, everything), encoder(picture))
+    alike = picture[:, :, :16, :16].repeat(1, 1, 4, 4)  # all patches equal, but for their place
+    first, last = (encoder(alike, torch.tensor([[place]])) for place in (0, 15))
+    assert not torch.allclose(first, last)
+    torch.testing.assert_close(encoder(picture), encoder(picture, None), rtol=0, atol=0)
+
+
+def test_the_summary_of_a_masked_view_is_the_mean_of_visible_cells():
+    encoder = minute_model(minute_config(image_size=64)).vision_encoder
+    pictures = torch.randn(3, 3, 64, 64)
+    got = encoder(pictures, KEEP)[:, -1]
+    for row, patches in enumerate(KEEP.tolist()):
+        squares = [
+            pictures[row, :, 16 * (p // 4) : 16 * (p // 4) + 16, 16 * (p % 4) : 16 * (p % 4) + 16]
+            for p in patches
+        ]
+        cells = encoder.stem(torch.stack(squares))
+        assert cells.shape == (4, 16, 1, 1)
+        torch.testing.assert_close(got[row], cells[:, :, 0, 0].mean(dim=0))
+
+
+def test_batch_statistics_describe_whole_pictures_only():
+    encoder = minute_model(minute_config(image_size=64)).vision_encoder.train()
+    pictures = torch.randn(3, 3, 64, 64)
+    before = {name: tensor.clone() for name, tensor in encoder.named_buffers()}
+    encoder(pictures, KEEP).sum().backward()
+    for name, tensor in encoder.named_buffers():
+        assert torch.equal(tensor, before[name]), name
+    whole = copy.deepcopy(encoder)
+    encoder.eval().refresh_statistics(pictures)
+    for name, tensor in encoder.named_buffers():
+        assert torch.equal(tensor, before[name]), name
+    encoder.train().refresh_statistics(pictures)
+    whole(pictures)
+    for name, tensor in encoder.stem.named_buffers():
+        assert torch.equal(tensor, dict(whole.stem.named_buffers())[name]), name
+        assert not torch.equal(tensor, before[f"stem.{name}"]), name
+
+
+def test_the_hook_of_a_masked_view_is_gone_even_after_an_error():
+    encoder = minute_model(minute_config(image_size=64, vision__stem="patch")).vision_encoder
+    whole = encoder(torch.ones(1, 3, 64, 64))
+    with pytest.raises(ValueError, match="image size"):
+        encoder(torch.ones(1, 3, 32, 32), KEEP[:1])
+    assert torch.equal(encoder(torch.ones(1, 3, 64, 64)), whole)
+
+
+def test_fusion_states_end_in_what_the_heads_read():
+    model = minute_model(minute_config(fusion__num_layers=3, fusion__pooling="first"))
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    with torch.no_grad():
+        image, _ = model.encode_image(torch.randn(2, 3, 32, 32))
+        text, _ = model.encode_text(torch.randint(5, 160, (2, 4)), mask)
+        states = model.fusion_states(image, text, mask)
+        absent = torch.zeros(2, len(FIELDS))
+        joint = model.fuse_tokens(image, text, mask, absent, absent)
+    assert [(t.shape, i.shape) for t, i in states] == [((2, 4, 16), (2, 5, 16))] * 4
+    for index in range(3):
+        assert not torch.allclose(states[index][1], states[index + 1][1])
+    pooled = torch.tanh(model.text_pooler.dense(states[-1][0][:, 0]))
+    torch.testing.assert_close(joint[:, :16], pooled)
+
+
 def test_the_model_is_the_same_for_the_same_seed_only():
     states = []
     for seed in (1, 1, 2):
@@ -116,6 +218,7 @@ def test_pooling_modes():
     np.testing.assert_allclose(_pool("mean", tokens, mask, 0), [[0.3, 0.4]], atol=1e-6)
     np.testing.assert_allclose(_pool("masked_mean", tokens, mask, 0), [[0.4, 0.5]], atol=1e-6)
     np.testing.assert_allclose(_pool("masked_mean", tokens, None, 0), [[0.3, 0.4]], atol=1e-6)
+    np.testing.assert_array_equal(_pool("masked_mean", tokens, torch.zeros(1, 3), 0), [[0.0, 0.0]])
 
 
 # --- published weights ---------------------------------------
