@@ -97,7 +97,7 @@ def test_evaluate_does_not_leave_out_a_record_whose_image_is_missing(tiny_bundle
     (tmp_path / "2.png").unlink()
     done = run("evaluate", "--task", "vqa", "--data", data, "--bundle", tiny_bundle)
     assert done.code == 4
-    assert "data.jsonl:6:" in done.err
+    assert "data.jsonl:7:" in done.err
     assert "r6" not in done.err
 
 

@@ -116,12 +116,12 @@ def test_a_run_that_diverges_is_one_line(synth: Path, tmp_path: Path):
 
 
 def test_a_full_disk_is_one_line(synth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    import umd_edge_train.finetuning as finetuning
+    from umd_edge_train.history import History
 
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "history.jsonl")
 
-    monkeypatch.setattr(finetuning.History, "add", full)
+    monkeypatch.setattr(History, "add", full)
     recipe = write_recipe(tmp_path, "shapes")
     line = _fails(
         1,

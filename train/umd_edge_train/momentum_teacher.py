@@ -57,6 +57,8 @@ class MomentumTeacher(nn.Module):
         self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Fused text (B, L, D) and image (B, 1 + N, D) of clean pairs, after the last layer."""
+        # in this layout a convolutional stem takes half the time on a CPU
+        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         image_tokens, _ = self.model.encode_image(pixel_values)
         text_tokens, _ = self.model.encode_text(input_ids, attention_mask)
         return self.model.fusion_states(image_tokens, text_tokens, attention_mask)[-1]
