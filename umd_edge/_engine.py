@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ._bundle import Bundle
 from ._graphs import Graphs
 from ._options import SessionOptions
-from ._postprocess import positives, probabilities
+from ._postprocess import most_probable, positives, probabilities
 from ._records import compose_text
 from ._results import Alternative, Answer, BundleInfo, Classification, Finding, Status, Timing
 from ._structured import encode_structured
@@ -94,7 +94,7 @@ class Engine:
         features = self._question(compose_text(spec.prompt, [question]))
         ready = perf_counter()
         probability = self._probabilities(encoded, spec, features, None)
-        order = np.argsort(-probability, kind="stable")[: _ALTERNATIVES + 1].tolist()
+        order = most_probable(probability, _ALTERNATIVES + 1)
         ranked = [Alternative(spec.outputs[i], float(probability[i])) for i in order]
         status, reason = _abstention(spec, ranked[0].probability)
         timing = _timing(start, ready, perf_counter())

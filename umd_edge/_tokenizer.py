@@ -84,6 +84,9 @@ class TextTokenizer:
         # Not `encode_batch`: it hands even one text to a pool of threads, which costs more than it
         # saves for the few short texts that come here.
         rows = [self._tokenizer.encode(text).ids for text in texts]
+        if len(rows) == 1:
+            single = np.array(rows, dtype=np.int64)
+            return single, np.ones_like(single)
         length = max(len(row) for row in rows)
         input_ids = np.full((len(rows), length), self.pad_id, dtype=np.int64)
         attention_mask = np.zeros((len(rows), length), dtype=np.int64)

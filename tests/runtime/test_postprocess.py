@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from umd_edge._postprocess import positives, probabilities
+from umd_edge._postprocess import most_probable, positives, probabilities
 from umd_edge._task import TaskSpec
 
 LOGITS = hnp.arrays(np.float32, (3,), elements=st.floats(-1e4, 1e4, width=32))
@@ -78,3 +78,12 @@ def test_many_labels_are_positive_from_their_operating_points_on():
     task = _task("sigmoid", multi_label=True, operating_points={"a": 0.2, "c": 0.9})
     assert positives(np.array([0.2, 0.5, 0.89]), task).tolist() == [True, True, False]
     assert positives(np.array([0.19, 0.49, 0.9]), task).tolist() == [False, False, True]
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 0.1, 0.1, 0.25, 0.5, 1.0]), min_size=1, max_size=30),
+    st.integers(1, 8),
+)
+def test_most_probable_is_the_front_of_a_stable_sort(values: list[float], count: int):
+    expected = np.argsort(-np.array(values), kind="stable")[:count].tolist()
+    assert most_probable(np.array(values), count) == expected
