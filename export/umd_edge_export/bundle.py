@@ -85,7 +85,7 @@ def _serialise(graphs: Mapping[str, onnx.ModelProto]) -> dict[str, bytes]:
 
 def _export_float(work: _Work, progress: Progress) -> dict[str, onnx.ModelProto]:
     progress("tracing the three graphs")
-    graphs = export_graphs(work.checkpoint)
+    graphs = export_graphs(work.checkpoint, (item.pixel_values for item in work.source))
     work.graphs["fp32"] = _serialise(graphs)
     progress("comparing them with the torch model on real records")
     report = measure_parity(
@@ -139,9 +139,11 @@ def _notes(variant: str) -> dict[str, Any]:
         "method": "static QuantizeLinear/DequantizeLinear, ranges by minimum and maximum",
         "activations": "uint8, asymmetric, one range a tensor",
         "weights": "int8, symmetric, one scale a channel",
+        "equalisation": "channels between the convolutions of the stem, by their ranges",
         "weight_bits": WEIGHT_BITS,
         "without_vnni": "the runtime uses products that cannot overflow and reports them as u8u8",
-        "float": "text graph, normalisation, softmax, products of two activations, task heads",
+        "float": "text graph, first convolutions, normalisation, softmax, products of two "
+        "activations, task heads",
     }
 
 

@@ -11,10 +11,12 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 import torch
 from optimum.exporters.base import ExporterConfig
@@ -27,6 +29,7 @@ from umd_edge_train.checkpoint import Checkpoint
 from umd_edge_train.models import UMDModel
 from umd_edge_train.models.model import _unit
 
+from .equalise import equalise_stem
 from .errors import ExportError
 from .rewrite import prepare_model, stable_mean
 
@@ -242,11 +245,15 @@ def _require_finite(model: UMDModel) -> None:
             )
 
 
-def export_graphs(checkpoint: Checkpoint) -> dict[str, onnx.ModelProto]:
+def export_graphs(
+    checkpoint: Checkpoint, pictures: Iterable[npt.NDArray[np.float32]] = ()
+) -> dict[str, onnx.ModelProto]:
     """Trace the model into float32 graphs.
 
     Args:
         checkpoint: Its model is left as it is.
+        pictures: `pixel_values` (1, 3, H, W) of real pictures, by which the channels of a
+            convolutional stem are equalised for 8 bits; the function stays the same.
 
     Returns:
         `vision`, `text` and `fusion`, with the input and output names of the bundle format and
@@ -257,6 +264,8 @@ def export_graphs(checkpoint: Checkpoint) -> dict[str, onnx.ModelProto]:
     """
     _require_finite(checkpoint.model)
     model = prepare_model(checkpoint.model)
+    if model.vision_encoder.stem is not None:
+        equalise_stem(model.vision_encoder.stem, pictures)
     wrappers = {"vision": _VisionGraph, "text": _TextGraph, "fusion": _FusionGraph}
     sizes = _sizes(checkpoint)
     parts = graph_io(checkpoint)

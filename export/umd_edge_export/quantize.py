@@ -35,7 +35,7 @@ from .samples import Sample
 __all__ = [
     "QUANTISED_PARTS",
     "WEIGHT_BITS",
-    "first_convolution",
+    "early_convolutions",
     "float_nodes",
     "head_products",
     "part_feeds",
@@ -47,6 +47,7 @@ WEIGHT_BITS = 8
 QUANTISED_PARTS = ("vision", "fusion")
 """The text graph stays in float: it is small, and an error in a word is one in every answer."""
 _QUANTISED = ("Conv", "MatMul", "Gemm")
+_EARLY = 3
 
 Feeds = Mapping[str, npt.NDArray[Any]]
 
@@ -90,10 +91,20 @@ def float_nodes(model: onnx.ModelProto) -> list[str]:
     ]
 
 
-def first_convolution(model: onnx.ModelProto) -> list[str]:
-    """Name of the convolution that reads the pixels, if any: few products, and all detail."""
+def early_convolutions(model: onnx.ModelProto) -> list[str]:
+    """Names of the convolutions that stay in float: of a stem the first three, else the first.
+
+    They see the finest detail with the fewest channels: in float they save a third of the decisions
+    that 8 bits would change, for a third of the stem's arithmetic.
+    """
     pixels = {item.name for item in model.graph.input}
-    return [n.name for n in model.graph.node if n.op_type == "Conv" and n.input[0] in pixels]
+    names = [node.name for node in model.graph.node if node.op_type == "Conv"]
+    reads_pixels = any(
+        node.op_type == "Conv" and node.input[0] in pixels for node in model.graph.node
+    )
+    if not reads_pixels:
+        return []
+    return names[:_EARLY] if len(names) > _EARLY + 1 else names[:1]
 
 
 def head_products(model: onnx.ModelProto) -> list[str]:
@@ -161,7 +172,7 @@ def quantize_part(
             weight_type=QuantType.QInt8,
             nodes_to_exclude=[
                 *float_nodes(prepared),
-                *first_convolution(prepared),
+                *early_convolutions(prepared),
                 *head_products(prepared),
                 *keep_float,
             ],

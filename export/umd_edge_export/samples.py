@@ -172,7 +172,7 @@ class SampleSource:
         try:
             pixels = preprocess(load_image(example.image_path).pixels, self._spec)
         except InputError as error:
-            raise DataError(f"record {example.id!r}: {error}") from error
+            raise DataError(f"{example.where}: {error}") from error
         input_ids, attention_mask = self.tokenizer.encode([example.text])
         return Sample(
             task=item.task,

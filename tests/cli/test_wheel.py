@@ -67,7 +67,12 @@ def test_the_wheel_holds_the_three_packages_and_nothing_beside_them(wheel):
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
-def test_the_runtime_tests_pass_with_the_runtime_dependencies_alone(clean_python, tmp_path):
+def test_the_runtime_tests_pass_with_the_runtime_dependencies_alone(
+    clean_python, tmp_path, monkeypatch
+):
+    # The copied tests stand elsewhere, and would look for the data beside themselves.
+    beside = REPOSITORY.parent / "shared" / "data"
+    monkeypatch.setenv("UMD_EDGE_DATA", os.environ.get("UMD_EDGE_DATA", str(beside)))
     tests = tmp_path / "tests"
     for part in ("runtime", "support", "data"):
         shutil.copytree(REPOSITORY / "tests" / part, tests / part)

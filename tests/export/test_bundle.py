@@ -77,7 +77,7 @@ def test_self_test_finds_a_changed_golden_output(bundle, tmp_path):
 @pytest.fixture
 def traced(models, monkeypatch):
     """The graphs of the session's checkpoint, traced once."""
-    monkeypatch.setattr("umd_edge_export.bundle.export_graphs", lambda checkpoint: models)
+    monkeypatch.setattr("umd_edge_export.bundle.export_graphs", lambda checkpoint, pictures=(): models)
 
 
 def _refused(error, checkpoint_dir, data, folder, match, **options):
@@ -155,7 +155,7 @@ def test_missing_range_data_is_refused(checkpoint_dir, tmp_path):
 def test_a_missing_picture_is_refused(traced, checkpoint_dir, tmp_path):
     data = make_records(tmp_path / "data")
     (data.parent / "000.png").unlink()
-    _refused(DataError, checkpoint_dir, [data], tmp_path, "record 'r0'", variants=("fp32",))
+    _refused(DataError, checkpoint_dir, [data], tmp_path, "train.jsonl:1", variants=("fp32",))
 
 
 def test_restricted_records_are_refused_unless_allowed(checkpoint_dir, tmp_path):

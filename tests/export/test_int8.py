@@ -14,7 +14,7 @@ from umd_edge_export.graphs import PARTS
 from umd_edge_export.invariance import check_invariance, measure_invariance
 from umd_edge_export.quantize import (
     QUANTISED_PARTS,
-    first_convolution,
+    early_convolutions,
     float_nodes,
     head_products,
     quantize_graphs,
@@ -44,7 +44,7 @@ def test_every_product_with_a_constant_weight_is_quantised(int8_models, models):
     for part in QUANTISED_PARTS:
         wanted = sum(node.op_type in ("Conv", "MatMul", "Gemm") for node in models[part].graph.node)
         wanted -= len(float_nodes(models[part])) + len(head_products(models[part]))
-        wanted -= len(first_convolution(models[part]))
+        wanted -= len(early_convolutions(models[part]))
         assert wanted == len(list(_weights(int8_models[part]))) > 0
 
 
@@ -185,11 +185,11 @@ def test_golden_inputs_are_generated_and_always_the_same(checkpoint):
     assert first["image"].shape[:2] != (checkpoint.preprocess.height, checkpoint.preprocess.width)
 
 
-def test_task_heads_and_the_first_convolution_stay_in_float(int8_models, models):
+def test_task_heads_and_the_early_convolutions_stay_in_float(int8_models, models):
     heads = head_products(models["fusion"])
     outputs = {output.name for output in models["fusion"].graph.output}
     assert len(heads) == 2 * len(outputs) - 1  # the match head is one product
-    first = first_convolution(models["vision"])
+    first = early_convolutions(models["vision"])
     assert len(first) == 1
     for part, names in (("fusion", heads), ("vision", first)):
         graph = int8_models[part].graph
@@ -197,4 +197,4 @@ def test_task_heads_and_the_first_convolution_stay_in_float(int8_models, models)
         weights = {node.name: node.input[1] for node in graph.node if node.name in names}
         assert len(weights) == len(names)
         assert all(weights[name] in floats for name in names)
-    assert not head_products(models["vision"]) and not first_convolution(models["fusion"])
+    assert not head_products(models["vision"]) and not early_convolutions(models["fusion"])
