@@ -77,7 +77,9 @@ def test_self_test_finds_a_changed_golden_output(bundle, tmp_path):
 @pytest.fixture
 def traced(models, monkeypatch):
     """The graphs of the session's checkpoint, traced once."""
-    monkeypatch.setattr("umd_edge_export.bundle.export_graphs", lambda checkpoint, pictures=(): models)
+    monkeypatch.setattr(
+        "umd_edge_export.bundle.export_graphs", lambda checkpoint, pictures=(): models
+    )
 
 
 def _refused(error, checkpoint_dir, data, folder, match, **options):
