@@ -50,9 +50,9 @@ _SMALLEST_SCALE = 1e-3
 class _StemLayer(nn.Module):
     """3x3 convolution, batch normalisation, ReLU and, where it `pools`, a halving by maximum.
 
-    In training the maximum is taken first: normalisation then works on a quarter of the values,
-    which halves the stem's time. With positive scales both orders are one function; the other one
-    serves evaluation and export, where normalisation becomes part of the convolution.
+    In training the maximum is taken first: normalisation then works on a quarter of the values.
+    With positive scales both orders are one function; the other one serves evaluation and export,
+    where normalisation becomes part of the convolution.
     """
 
     def __init__(self, inputs: int, outputs: int, *, pools: bool) -> None:
