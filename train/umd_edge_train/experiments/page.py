@@ -292,7 +292,7 @@ class _Page:
                 rows.append([f"{fraction:.0%}", name, *_arm_cells(arm, [metric])])
                 if arm is not None:
                     points.append((fraction, arm.summary(metric)))
-            if points:
+            if len(points) > 1:  # one point is no curve
                 curves.append(_fraction_curve(name, points))
         head = ["labelled patients", "arm", "seeds", _words(metric), "95 % interval", "over seeds"]
         self.lines += [*_table(head, rows), ""]
