@@ -10,7 +10,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -36,7 +36,13 @@ _WORDS = 10
 
 
 def bench_presets(
-    presets: Sequence[str], *, steps: int, images: int, texts: int, precision: str
+    presets: Sequence[str],
+    *,
+    steps: int,
+    images: int,
+    texts: int,
+    precision: str,
+    on_preset: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Any]:
     """Measure presets one after the other.
 
@@ -46,6 +52,7 @@ def bench_presets(
         images: Pictures of a step.
         texts: Questions for each picture of a fine-tuning step.
         precision: `float32` or `bfloat16`.
+        on_preset: Called with each preset's name before it is measured.
 
     Returns:
         `{"setting", "presets": {name: {"parameters", "finetune", "pretrain",
@@ -61,6 +68,7 @@ def bench_presets(
     setting = {"steps": steps, "images": images, "texts": texts, "precision": precision}
     found: dict[str, Any] = {}
     for name in presets or PRESETS:
+        on_preset(name)
         arguments = [name, str(steps), str(images), str(texts), precision]
         done = subprocess.run(
             [sys.executable, "-m", __name__, *arguments], capture_output=True, text=True

@@ -99,7 +99,14 @@ def bench(
     """Throughput and memory of a training step of each preset, on generated pictures."""
     from .bench import bench_presets
 
-    report = bench_presets(preset, steps=steps, images=images, texts=texts, precision=precision)
+    report = bench_presets(
+        preset,
+        steps=steps,
+        images=images,
+        texts=texts,
+        precision=precision,
+        on_preset=lambda name: click.echo(f"measuring {name}", err=True),
+    )
     if as_json:
         click.echo(json.dumps(report))
         return
