@@ -463,6 +463,22 @@ def test_init_starts_the_head_of_another_task_anew(finished, synth: Path, tmp_pa
     assert torch.equal(own["match_head.weight"], given["match_head.weight"])
 
 
+def test_init_fits_the_positions_to_another_picture_size(finished, synth: Path, tmp_path: Path):
+    _, out = finished
+    given = load_weights(out / "final")
+    name = next(key for key in given if key.startswith("vision") and "position_embed" in key)
+    recipe = _recipe(tmp_path, "shapes", settings=("model.image_size=64",))
+    run = FineTuning(recipe, synth, tmp_path / "run", out / "final")
+    rows, table = given[name][0], run.model.state_dict()[name][0]
+    assert table.shape == (1 + 4 * 4, rows.shape[1]) != rows.shape
+    assert torch.equal(table[0], rows[0])
+    # corners lie nearest to the corners of the smaller grid
+    side = round((len(rows) - 1) ** 0.5)
+    for new, old in ((1, 1), (4, side), (len(table) - 1, len(rows) - 1)):
+        near = torch.cosine_similarity(table[new], rows[1:])
+        assert near.argmax() == old - 1
+
+
 def test_init_from_a_model_of_other_sizes_is_refused(finished, synth: Path, tmp_path: Path):
     _, out = finished
     recipe = _recipe(tmp_path, "shapes", settings=("model.fusion.intermediate_size=48",))

@@ -43,6 +43,7 @@ from .config import model_config
 from .corpus import Corpus, load_corpus
 from .history import History
 from .models import UMDModel
+from .models.vision_encoder import resize_positions
 from .optim import WeightAverage, build_optimizer, learning_rate
 from .pictures import PictureSource, PictureStore, StreamedPictures, augment
 from .recipe import Recipe
@@ -191,7 +192,10 @@ class Run(ABC):
     # --- the start ------------------------------------------------------------------------------
 
     def _initialise_from(self, parent: Checkpoint) -> None:
-        """Take over the parent's weights; heads of tasks with other outputs start anew."""
+        """Take over the parent's weights; heads of tasks with other outputs start anew.
+
+        Positions are fitted to another picture size.
+        """
         given_spec = parent.preprocess
         if (given_spec.mean, given_spec.std) != (self.spec.mean, self.spec.std):
             raise CheckpointError(
@@ -207,7 +211,12 @@ class Run(ABC):
         )
         if self.corpus.fields != parent.structured_fields:
             anew += ("fusion.structured.",)
-        given = parent.model.state_dict()
+        given = {
+            key: resize_positions(key, value, own[key])
+            if key in own and key.startswith("vision_encoder.")
+            else value
+            for key, value in parent.model.state_dict().items()
+        }
         fitting = {
             key: value
             for key, value in given.items()

@@ -32,7 +32,7 @@ from umd_edge.errors import UsageError
 from ..config import ModelConfig
 from .pretrained import check_sizes, copy_weights, load_published
 
-__all__ = ["ConvStem", "VisionEncoder"]
+__all__ = ["ConvStem", "VisionEncoder", "resize_positions"]
 
 _SIZES = {
     "hidden_size": "hidden_size",
@@ -159,8 +159,14 @@ def _clip(config: ModelConfig) -> nn.Module:
     )
 
 
-def _adapt(name: str, published: Tensor, own: Tensor) -> Tensor:
-    """Resize the grid part of a position table (bicubic); the class token's row stays."""
+def resize_positions(name: str, published: Tensor, own: Tensor) -> Tensor:
+    """Fit a position table to another picture size (bicubic); the class token's row stays.
+
+    Args:
+        name: Name of the tensor; only `...position_embedding...` is resized.
+        published: The weights at hand, (..., 1 + n * n, D).
+        own: The tensor that they are for, (..., 1 + m * m, D).
+    """
     if "position_embedding" not in name or published.shape == own.shape:
         return published
     table, width = published.reshape(-1, published.shape[-1]), own.shape[-1]
@@ -214,7 +220,7 @@ class VisionEncoder(nn.Module):
         )
         cls: Any = CLIPVisionModel if self.is_clip else ViTModel
         published = load_published(setting, name, lambda: cls.from_pretrained(name))
-        copy_weights("vision", self.backbone, published, _adapt)
+        copy_weights("vision", self.backbone, published, resize_positions)
 
     def refresh_statistics(self, pixel_values: Tensor) -> None:
         """Let batch normalisation see whole pictures (B, 3, H, W); only in training mode.
