@@ -14,6 +14,7 @@ import contextlib
 import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,19 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from .graphs import strip_model
 from .runner import GraphTrio
-from .samples import Sample
+from .samples import Sample, SampleSource
+from .targets import Target
 
 __all__ = [
     "QUANTISED_PARTS",
     "WEIGHT_BITS",
+    "QuantiseOptions",
+    "QuantisedVariant",
     "early_convolutions",
     "float_nodes",
     "head_products",
     "part_feeds",
+    "quantise_variant",
     "quantize_graphs",
     "quantize_part",
 ]
@@ -203,3 +208,49 @@ def quantize_graphs(
         else model
         for part, model in graphs.items()
     }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantiseOptions:
+    """What may be asked of a quantisation beside its target."""
+
+    budget: float = 0.5
+    """Points of accuracy that every task may lose."""
+    budget_source: SampleSource | None = None
+    """Labelled records on which the loss is measured; without them a rule says what stays float."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantisedVariant:
+    """What `quantise_variant` made."""
+
+    graphs: dict[str, onnx.ModelProto]
+    notes: dict[str, Any]
+    """For the manifest's variant."""
+    sensitivity: dict[str, Any] = field(default_factory=dict)
+    """For the report: how much each layer loses, and what became of it; empty if not measured."""
+
+
+def quantise_variant(
+    graphs: Mapping[str, onnx.ModelProto],
+    source: SampleSource,
+    reference: GraphTrio,
+    target: Target,
+    options: QuantiseOptions,
+) -> QuantisedVariant:
+    """Quantise the three graphs for one target.
+
+    Args:
+        graphs: Part -> float32 graph; left as they are.
+        source: Real records whose runs give the ranges; one is in memory at a time.
+        reference: Sessions of the float32 graphs.
+        target: What the processor wants.
+        options: See there.
+    """
+    notes = {
+        "method": "static QuantizeLinear/DequantizeLinear, ranges by minimum and maximum",
+        **target.to_dict(),
+        "float": "text graph, first convolutions, normalisation, softmax, products of two "
+        "activations, task heads",
+    }
+    return QuantisedVariant(graphs=quantize_graphs(graphs, source, reference), notes=notes)

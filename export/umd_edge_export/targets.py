@@ -1,0 +1,111 @@
+"""What each processor wants of an INT8 graph, as data.
+
+A target is what the user names, a variant is what the bundle holds: `tensorrt` and `openvino` share
+one file. The columns differ because the processors do, not because the model does:
+
+* ONNX Runtime's x86 kernels multiply unsigned activations by signed weights; with signed activations
+  most products stay in float and the graph is slower than float32.
+* TensorRT takes no zero point other than 0 and no int32 bias behind a DequantizeLinear.
+* ARM's dot product instructions multiply signed by signed.
+* Ranges taken at run time need no range data, and make a result depend on its batch and padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal
+
+from umd_edge.errors import UsageError
+
+__all__ = ["TARGETS", "Target", "find_target"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """One row of the table. Weights are S8, symmetric, with one scale a channel, everywhere."""
+
+    name: str
+    variant: str
+    """Name of the variant in the bundle."""
+    activations: Literal["uint8", "int8"]
+    symmetric: bool
+    """Ranges of activations lie evenly about 0, so that the zero point is 0."""
+    bias: bool
+    """The bias of a quantised convolution or Gemm is int32 behind a DequantizeLinear."""
+    outputs: tuple[str, ...]
+    """Operators whose output is quantised too; a sum of the others goes straight to float."""
+    dynamic: bool = False
+    """Ranges are taken at run time: refused unless asked for."""
+    weight_bits: int = 8
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the variant's notes say of the target."""
+        sign = "symmetric" if self.symmetric else "asymmetric"
+        return {
+            "target": self.name,
+            "activations": f"{self.activations}, {sign}, "
+            + ("one range a run" if self.dynamic else "one range a tensor"),
+            "weights": "int8, symmetric, one scale a channel",
+            "weight_bits": self.weight_bits,
+        }
+
+
+_ROWS = (
+    Target(
+        name="cpu",
+        variant="int8",
+        activations="uint8",
+        symmetric=False,
+        bias=True,
+        # QLinearConv is the only 8-bit convolution there is.
+        outputs=("Conv",),
+    ),
+    Target(
+        name="tensorrt",
+        variant="int8-trt",
+        activations="int8",
+        symmetric=True,
+        bias=False,
+        outputs=(),
+    ),
+    Target(
+        name="openvino",
+        variant="int8-trt",
+        activations="int8",
+        symmetric=True,
+        bias=False,
+        outputs=(),
+    ),
+    Target(
+        name="arm64",
+        variant="int8-arm64",
+        activations="int8",
+        symmetric=True,
+        bias=True,
+        outputs=("Conv",),
+    ),
+    Target(
+        name="dynamic",
+        variant="int8-dynamic",
+        activations="uint8",
+        symmetric=False,
+        bias=False,
+        outputs=(),
+        dynamic=True,
+    ),
+)
+
+TARGETS: Mapping[str, Target] = MappingProxyType({row.name: row for row in _ROWS})
+
+
+def find_target(name: str) -> Target:
+    """The target of that name.
+
+    Raises:
+        UsageError: There is none.
+    """
+    if name not in TARGETS:
+        raise UsageError(f"target {name!r} given; one of {list(TARGETS)} is allowed")
+    return TARGETS[name]
