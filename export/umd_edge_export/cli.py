@@ -13,6 +13,8 @@ from umd_edge import __version__
 from umd_edge._program import Program
 from umd_edge.errors import UsageError
 
+from .distil_cli import distil
+
 __all__ = ["main", "run"]
 
 _PATH = click.Path(path_type=Path)
@@ -137,6 +139,9 @@ def compare(
 def _count(task: str, done: int, total: int) -> None:
     if done == total or done % 100 == 0:
         _progress(f"{task}: {done} of {total} records")
+
+
+cli.add_command(distil)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -17,14 +17,14 @@ from .batches import Batch
 from .models import UMDModel
 from .objectives import SupervisedObjective, contrastive_loss, match_loss, wrong_texts
 
-__all__ = ["SupervisedStep", "batch_loss"]
+__all__ = ["Features", "SupervisedStep", "batch_features", "batch_loss"]
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Observer = Callable[[nn.Module, Tensor, Tensor], None]
 
 
 @dataclass(frozen=True, slots=True)
-class _Features:
+class Features:
     """What the encoders and the fusion make of a batch of B pictures and E examples."""
 
     image_tokens: Tensor
@@ -50,9 +50,10 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     return stack
 
 
-def _features(
+def batch_features(
     model: UMDModel, batch: Batch, pixel_values: Tensor, precision: Precision
-) -> _Features:
+) -> Features:
+    """Encode the pictures (B, 3, H, W) of a batch and fuse them with its texts."""
     with autocast(pixel_values.device, precision):
         image_tokens, image_embedding = model.encode_image(pixel_values)
         text_tokens, text_embedding = model.encode_text(batch.input_ids, batch.attention_mask)
@@ -63,14 +64,14 @@ def _features(
             batch.structured_values,
             batch.structured_mask,
         )
-    return _Features(image_tokens, image_embedding, text_tokens, text_embedding, joint.float())
+    return Features(image_tokens, image_embedding, text_tokens, text_embedding, joint.float())
 
 
 def _retrieval_loss(
     model: UMDModel,
     batch: Batch,
     rows: Tensor,
-    features: _Features,
+    features: Features,
     rng: torch.Generator,
     observe: Observer | None,
 ) -> Tensor:
@@ -114,6 +115,7 @@ def batch_loss(
     *,
     pictures: float | None = None,
     observe: Observer | None = None,
+    features: Features | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """Loss of a batch, and the unweighted mean of each task by name.
 
@@ -126,12 +128,14 @@ def batch_loss(
         rng: Chooses the wrong texts of retrieval tasks.
         pictures: What the sum is divided by, where the batch is a part of a larger one; B if None.
         observe: Called with head, joint vectors and targets of each supervised task.
+        features: Of this batch, where they are known already.
 
     Returns:
         The scalar to minimise: the sum over all examples of their weighted losses, divided by the
         number of pictures; and `{"<task>_loss": mean, ..., "loss": total}`.
     """
-    features = _features(model, batch, pixel_values, precision)
+    if features is None:
+        features = batch_features(model, batch, pixel_values, precision)
     total = features.joint.new_zeros(())
     named: dict[str, float] = {}
     with torch.autocast(pixel_values.device.type, enabled=False):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from umd_edge._task import TaskSpec
 from umd_edge.errors import ManifestError, UsageError
 
 from .config import from_dict, model_config
+from .distillation_config import DistillationConfig
 from .gm_coord import CoordinationConfig
 from .reconstruction_config import ReconstructionConfig
 
@@ -75,6 +77,18 @@ class TaskTraining:
     label_smoothing: float = 0.0
     answer_min_count: int = 1
     """VQA: answers rarer than this in the training split are left out of the vocabulary."""
+    teacher_weight: float = 1.0
+    """`distil`: what the loss of a teacher's soft answers to this task is multiplied by."""
+    temperature: float = 0.0
+    """`distil`: of this task's soft answers; 0: the run's, `distillation.temperature`."""
+
+    def __post_init__(self) -> None:
+        for name in ("teacher_weight", "temperature"):
+            value = float(getattr(self, name))
+            if not (math.isfinite(value) and value >= 0.0):
+                raise UsageError(
+                    f"tasks.{name}: {value} given; a finite number, 0 or more, is allowed"
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +111,8 @@ class OptimConfig:
     """Micro-batches that one optimiser step is made of, in each process."""
     texts_per_image: int = 3
     """Questions drawn for an image each time it is seen; it is encoded once for all of them."""
+    algorithm: Literal["adamw", "muon"] = "adamw"
+    """`muon` moves inner matrices along orthogonalised momentum: far fewer epochs from scratch."""
     learning_rate: float = 1e-3
     stem_rate: float = 1.0
     """Learning rate of a convolutional stem, as a multiple of the rest's."""
@@ -193,6 +209,8 @@ class Recipe:
     """Of `pretrain` and `adapt`."""
     coordination: CoordinationConfig = field(default_factory=CoordinationConfig)
     """Of `finetune`."""
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    """Of `umd-edge-export distil`."""
     datasets: tuple[DatasetConfig, ...] = ()
     vocabulary: tuple[VocabularyConfig, ...] = ()
     structured_fields: tuple[StructuredConfig, ...] = ()

@@ -232,16 +232,21 @@ class Run(ABC):
 
     def load_pictures(self) -> None:
         """Read training and validation pictures, or get ready to."""
-        scale = 1.0 if self.recipe.augment.is_off else _STORE_SCALE
-        side, bits = round(self.spec.height * scale), self.spec.coefficient_bits
-        train = [picture.path for picture in self.pictures]
-        streams = self.recipe.run.pictures == "stream"
-        source = StreamedPictures if streams else PictureStore
-        self.store: PictureSource = source(train, side, side, bits)
+        self.store = self.picture_source(self.spec)
         held_out = sorted(
             {e.image_path for sets in self.corpus.validation for s in sets for e in s.examples}
         )
-        self.held_out = PictureStore(held_out, self.spec.height, self.spec.width, bits)
+        size = self.spec.height, self.spec.width
+        self.held_out = PictureStore(held_out, *size, self.spec.coefficient_bits)
+
+    def picture_source(self, spec: PreprocessSpec) -> PictureSource:
+        """Training pictures as large as a preprocessing and the recipe's crops need them."""
+        scale = 1.0 if self.recipe.augment.is_off else _STORE_SCALE
+        height, width = round(spec.height * scale), round(spec.width * scale)
+        streams = self.recipe.run.pictures == "stream"
+        source = StreamedPictures if streams else PictureStore
+        train = [picture.path for picture in self.pictures]
+        return source(train, height, width, spec.coefficient_bits)
 
     # --- one step -------------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ from .checkpoint import (
     write_directory_atomically,
     write_json,
 )
+from .recipe import recipe_from_dict
 
 if TYPE_CHECKING:
     from .run import Run
@@ -105,12 +106,18 @@ def save_final(run: Run, metrics: dict[str, Any]) -> None:
     write_directory_atomically(run.out / "final", write)
 
 
+def _settings_in(saved: Path) -> Any:
+    """The recipe of a run folder; a setting that did not exist when it was written is a default."""
+    recipe = recipe_from_dict(json.loads(saved.read_text(encoding="utf-8")))
+    return json.loads(json.dumps(recipe.to_dict()))
+
+
 def start_run(run: Run, *, resume: bool) -> None:
     """Check the run folder against what was asked, and load a checkpoint to resume from."""
     saved = run.out / "recipe.json"
     recipe = json.loads(json.dumps(run.recipe.to_dict()))
     if resume:
-        if saved.exists() and json.loads(saved.read_text(encoding="utf-8")) != recipe:
+        if saved.exists() and _settings_in(saved) != recipe:
             raise UsageError(
                 f"{saved} differs from the recipe given; resume with the same settings, or "
                 "start in another folder"
