@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from umd_edge.errors import UsageError
 
+from .muon import Muon
 from .recipe import OptimConfig
 
 __all__ = ["WeightAverage", "build_optimizer", "learning_rate"]
@@ -32,10 +33,22 @@ def _part(name: str) -> str:
     return "rest"
 
 
+def _orthogonalise(name: str, parameter: Tensor) -> bool:
+    """Whether Muon moves it: inner matrices, not embeddings, heads or what reads the pixels."""
+    components = name.split(".")
+    outer = any(
+        "embedding" in c or c in _HEADS or c == "structured" or c.endswith("_head")
+        for c in components
+    )
+    return parameter.ndim > 1 and not outer and "stem.layers.0." not in name
+
+
 def build_optimizer(
     model: nn.Module, config: OptimConfig, *, head_rate: float = 1.0, fusion_rate: float = 1.0
 ) -> torch.optim.AdamW:
     """AdamW with betas 0.9, 0.98; vectors (biases, norms, single embeddings) are not decayed.
+
+    With `optim.algorithm = "muon"` inner matrices follow Muon; see `muon.py`.
 
     Args:
         model: A `UMDModel`, or a module that holds one and more heads.
@@ -47,7 +60,8 @@ def build_optimizer(
 
     Returns:
         Groups of matrices and of vectors, in this order, for the rest, the stem, the fusion and
-        the heads. Fusion and heads belong to the rest while their rate is 1.
+        the heads. Fusion and heads belong to the rest while their rate is 1. With Muon the
+        matrices are two groups, those that it moves first.
 
     Raises:
         UsageError: A rate is negative or not finite.
@@ -59,17 +73,28 @@ def build_optimizer(
     # A saved optimiser finds its moments by a parameter's place: equal rates add no groups.
     rates.update({"fusion": fusion_rate} if fusion_rate != 1.0 else {})
     rates.update({"head": head_rate} if head_rate != 1.0 else {})
-    members: dict[str, list[nn.Parameter]] = {part: [] for part in rates}
+    muon = config.algorithm == "muon"
+    members: dict[str, list[tuple[str, nn.Parameter]]] = {part: [] for part in rates}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             part = _part(name)
-            members[part if part in rates else "rest"].append(parameter)
-    groups = []
+            members[part if part in rates else "rest"].append((name, parameter))
+    groups: list[dict[str, Any]] = []
     for part, rate in rates.items():
-        for matrices, decay in ((True, config.weight_decay), (False, 0.0)):
-            chosen = [p for p in members[part] if (p.ndim > 1) == matrices]
-            groups.append({"params": chosen, "weight_decay": decay, "rate": rate})
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), eps=1e-8)
+        matrices = [(name, p) for name, p in members[part] if p.ndim > 1]
+        vectors = [p for _, p in members[part] if p.ndim <= 1]
+        inner = [p for name, p in matrices if muon and _orthogonalise(name, p)]
+        outer = [p for name, p in matrices if not (muon and _orthogonalise(name, p))]
+        common = {"rate": rate}
+        if muon:
+            groups.append(
+                {"params": inner, "weight_decay": config.weight_decay, "orthogonalise": True}
+                | common
+            )
+        groups.append({"params": outer, "weight_decay": config.weight_decay} | common)
+        groups.append({"params": vectors, "weight_decay": 0.0} | common)
+    kind = Muon if muon else torch.optim.AdamW
+    return kind(groups, lr=config.learning_rate, betas=(0.9, 0.98), eps=1e-8)
 
 
 def learning_rate(
