@@ -47,6 +47,7 @@ def test_the_default_recipe_uses_free_records_and_safe_fields_only():
     assert not loaded.allow_non_commercial
     assert {task["name"] for task in loaded.tasks} == {
         "vqa",
+        "retrieval",
         "chest-xray",
         "breast-ultrasound",
         "skin-lesion",

@@ -52,10 +52,29 @@ def _vocabulary_texts(recipe: Recipe, data: Path) -> set[str]:
         text
         for source in recipe.vocabulary
         for record in read_records(data / source.path)
-        if recipe.allow_non_commercial or record.raw.get("non_commercial") is False
+        if recipe.allow_non_commercial or _is_free(record)
         for name in source.fields
         if isinstance(text := record.get(name), str)
     }
+
+
+def _is_free(record: Record) -> bool:
+    """A record that does not say so is not free."""
+    return record.raw.get("non_commercial") is False
+
+
+def _free_records(records: list[Record], others: list[Record]) -> list[Record]:
+    """The free ones; those that do not say are judged by `others` of the same picture."""
+    free: set[object] = set()
+    bound: set[object] = set()
+    for other in others:
+        (free if _is_free(other) else bound).add(other.get("image"))
+    free -= bound
+    return [
+        record
+        for record in records
+        if _is_free(record) or ("non_commercial" not in record.raw and record.get("image") in free)
+    ]
 
 
 def _split(
@@ -69,8 +88,8 @@ def _split(
         path = data / dataset.path / f"{dataset.prefix}{split}.jsonl"
         records = read_records(path)
         if not recipe.allow_non_commercial:
-            # A record that does not say so is not free.
-            free = [r for r in records if r.raw.get("non_commercial") is False]
+            others = dataset.free_with.replace("{split}", split)
+            free = _free_records(records, read_records(path.with_name(others)) if others else [])
             refused += len(records) - len(free)
             records = free
         used[split] = records
@@ -91,7 +110,9 @@ def _split(
     provenance: dict[str, object] = {
         "manifests": hashes,
         "licences": dict(Counter(str(r.get("license")) for r in everyone)),
-        "non_commercial_records": sum(r.raw.get("non_commercial") is not False for r in everyone),
+        "non_commercial_records": (
+            sum(not _is_free(r) for r in everyone) if recipe.allow_non_commercial else 0
+        ),
         "refused_non_commercial_records": refused,
         "train_records": len(train),
         "train_pictures": len({str(r.get("image")) for r in train}),

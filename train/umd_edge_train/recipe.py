@@ -39,6 +39,9 @@ class DatasetConfig:
     """Folder below the data directory; holds `train.jsonl`, `val.jsonl`, `test.jsonl`."""
     prefix: str = ""
     """In front of the files' names, such as `images_` for one line a picture."""
+    free_with: str = ""
+    """Other manifests of the folder, such as `{split}.jsonl`: a record that does not say whether it
+    is free is as free as theirs of the same picture; for captions put together from them."""
     flip: bool = False
     """Mirror left and right in training; only where no text or label speaks of a side."""
     repeat: int = 1
