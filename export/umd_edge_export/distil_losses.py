@@ -1,12 +1,17 @@
-"""What a student is told by its teachers: one small function for each loss."""
+"""What a student is told by its teachers: one small function for each loss.
+
+No gradient flows into the teacher's side.
+"""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["soft_answer_loss"]
+__all__ = ["pooled_loss", "relation_loss", "resize_grid", "soft_answer_loss", "token_loss"]
 
 
 def soft_answer_loss(
@@ -19,7 +24,7 @@ def soft_answer_loss(
 
     Args:
         student: Logits (E, K) float32.
-        teacher: Logits (E, K) float32; no gradient flows there.
+        teacher: Logits (E, K) float32.
         temperature: Divides both, above 0.
         sigmoid: One probability for each output, mean over the outputs; else one distribution.
 
@@ -37,3 +42,61 @@ def soft_answer_loss(
         log_said = functional.log_softmax(said, dim=1)
         divergence = (log_told.exp() * (log_told - log_said)).sum(dim=1)
     return temperature**2 * divergence
+
+
+def resize_grid(tokens: Tensor, side: int) -> Tensor:
+    """Tokens (B, M * M, D) of a square grid, row by row, as (B, side * side, D): means of areas."""
+    own = math.isqrt(tokens.shape[1])
+    if own == side:
+        return tokens
+    grid = tokens.transpose(1, 2).reshape(len(tokens), -1, own, own)
+    return functional.adaptive_avg_pool2d(grid, side).flatten(2).transpose(1, 2)
+
+
+def token_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Smooth L1 distance of tokens to the teacher's, whose every token is normalised first.
+
+    Normalised (mean 0, variance 1 over its channels), since the scale of a teacher's features says
+    nothing and differs between teachers. Source: "Contrastive learning rivals masked image
+    modeling in fine-tuning via feature distillation" (arXiv 2205.14141).
+
+    Args:
+        student: (B, N, D) float32, projected to the teacher's width.
+        teacher: (B, N, D) float32.
+
+    Returns:
+        (B,) float32.
+    """
+    target = functional.layer_norm(teacher.detach(), teacher.shape[-1:])
+    return functional.smooth_l1_loss(student, target, reduction="none").mean(dim=(1, 2))
+
+
+def pooled_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """1 - cosine of pooled vectors, (E, D) float32 each -> (E,) float32 in 0..2."""
+    return 1.0 - functional.cosine_similarity(student, teacher.detach(), dim=1)
+
+
+def relation_loss(student: Tensor, teacher: Tensor, heads: int) -> Tensor:
+    """Divergence of how tokens relate to each other, whatever the widths of both sides.
+
+    The vectors of each token are cut into `heads` parts; a token's relations are the softmax of
+    the scaled products of its part with those of all tokens. Source: "MiniLMv2" (arXiv
+    2012.15828), section 3.1, for queries, keys or values.
+
+    Args:
+        student: (B, N, D) float32, D a multiple of `heads`.
+        teacher: (B, N, D') float32, D' a multiple of `heads`.
+        heads: Number of parts.
+
+    Returns:
+        (B,) float32: mean over parts and tokens.
+    """
+    told, said = _log_relations(teacher.detach(), heads), _log_relations(student, heads)
+    return (told.exp() * (told - said)).sum(dim=3).mean(dim=(1, 2))
+
+
+def _log_relations(x: Tensor, heads: int) -> Tensor:
+    """(B, N, D) -> log-probabilities (B, heads, N, N)."""
+    parts = x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
+    products = parts @ parts.transpose(2, 3) / math.sqrt(parts.shape[-1])
+    return functional.log_softmax(products, dim=3)

@@ -7,11 +7,13 @@ are matched by name, and only those that all teachers share with the student are
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -24,25 +26,22 @@ from umd_edge._records import Example, Record, build_examples
 from umd_edge._task import TaskSpec, output_name
 from umd_edge._tokenizer import TextTokenizer
 from umd_edge.errors import UsageError
-from umd_edge_train.checkpoint import Checkpoint, load_checkpoint
+from umd_edge_train.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from umd_edge_train.losses import Precision, autocast
+
+from .distil_data import RecordKey, record_key, without_target
+from .distil_features import Encoded, patch_grid, recorded_relations
 
 __all__ = [
     "Ensemble",
-    "RecordKey",
+    "Questions",
     "SoftAnswers",
     "Teacher",
     "load_teachers",
     "mean_answers",
-    "record_key",
+    "output_keys",
+    "teacher_sources",
 ]
-
-RecordKey = tuple[str, str]
-
-
-def record_key(example: Example) -> RecordKey:
-    """What tells the records of a run apart: the picture, and the line of its file."""
-    return str(example.image_path), example.where
 
 
 class SoftAnswers(NamedTuple):
@@ -54,15 +53,17 @@ class SoftAnswers(NamedTuple):
     """(K,) int64: where these outputs stand among the student's."""
     known: Tensor
     """(E,) bool: whether the teachers can read the example at all."""
+    joints: tuple[Tensor, ...] = ()
+    """Of each teacher the joint vectors (E, W) float32, zeros where not `known`."""
 
 
-def _output_keys(task: TaskSpec) -> list[str]:
+Questions = Mapping[str, tuple[Tensor, Sequence[Example]]]
+"""Task -> owners (E,) int64 among the pictures of a batch, and the examples."""
+
+
+def output_keys(task: TaskSpec) -> list[str]:
+    """What the outputs of a task are matched by: answers normalised, labels as they are."""
     return [normalise_answer(o) if task.kind == "vqa" else o for o in task.outputs]
-
-
-def _unlabelled(task: TaskSpec) -> TaskSpec:
-    """The same task without its target: a teacher reads records whose answer nobody knows."""
-    return replace(task, kind="retrieval", outputs=(), multi_label=False, operating_points={})
 
 
 class Teacher(nn.Module):
@@ -78,13 +79,15 @@ class Teacher(nn.Module):
         self.model = checkpoint.model.eval().requires_grad_(False)
         self.spec: PreprocessSpec = checkpoint.preprocess
         self.tasks = {task.name: task for task in checkpoint.tasks if task.kind != "retrieval"}
+        self.grid_width = self.model.vision_encoder.hidden_size
+        self.pooled_widths = {"joint": self.model.match_head.in_features}
         self._tokenizer = TextTokenizer.from_bytes(checkpoint.tokenizer_json, checkpoint.max_length)
         known = list(records)
         self._examples: dict[str, dict[RecordKey, Example]] = {
             name: {
                 record_key(example): example
                 for example in build_examples(
-                    known, _unlabelled(task), checkpoint.structured_fields
+                    known, without_target(task), checkpoint.structured_fields
                 ).examples
             }
             for name, task in self.tasks.items()
@@ -97,6 +100,15 @@ class Teacher(nn.Module):
     def reads(self, task: str, example: Example) -> bool:
         """Whether it has this task and the task takes this record."""
         return record_key(example) in self._examples.get(task, {})
+
+    def encode(self, pixel_values: Tensor, *, relations: bool = False) -> Encoded:
+        """Encode B pictures (B, 3, H, W), once for all that is asked of them."""
+        # in this layout a convolutional stem takes half the time on a CPU
+        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
+        with recorded_relations(self.model.vision_encoder.backbone, wanted=relations) as record:
+            tokens, _ = self.model.encode_image(pixel_values)
+        patches = tokens[:, :-1] if self.model.has_summary else tokens
+        return Encoded(tokens, patch_grid(patches), {}, tuple(record))
 
     def joint(
         self, image_tokens: Tensor, owner: Tensor, task: str, examples: Sequence[Example]
@@ -187,9 +199,9 @@ class Ensemble(nn.Module):
             )
 
     def _match(self, task: TaskSpec, theirs: Sequence[TaskSpec]) -> None:
-        listed = [_output_keys(spec) for spec in theirs]
+        listed = [output_keys(spec) for spec in theirs]
         common = set.intersection(*(set(keys) for keys in listed))
-        names = [name for name in _output_keys(task) if name in common]
+        names = [name for name in output_keys(task) if name in common]
         if len(names) < (1 if task.multi_label else 2):
             raise UsageError(
                 f"task {task.name!r}: the student shares the outputs {names} with its teachers; "
@@ -198,7 +210,7 @@ class Ensemble(nn.Module):
         self.shared[task.name] = names
         self._rows[task.name] = [
             torch.tensor([keys.index(name) for name in names])
-            for keys in (_output_keys(task), *listed)
+            for keys in (output_keys(task), *listed)
         ]
 
     def train(self, mode: bool = True) -> Ensemble:
@@ -207,87 +219,56 @@ class Ensemble(nn.Module):
 
     @torch.no_grad()
     def forward(
-        self,
-        views: Mapping[PreprocessSpec, Tensor],
-        questions: Mapping[str, tuple[Tensor, Sequence[Example]]],
-        precision: Precision,
+        self, encoded: Sequence[Encoded], questions: Questions, precision: Precision
     ) -> dict[str, SoftAnswers]:
-        """Soft answers to the examples of one batch of B pictures.
+        """Soft answers to the examples of one batch of pictures.
 
         Args:
-            views: The pictures (B, 3, H, W) float32 as each preprocessing of a teacher makes them.
-            questions: Task -> owners (E,) int64 among the pictures, and examples.
-            precision: Of encoders and fusion; heads are always float32.
+            encoded: The pictures as each teacher sees them.
+            questions: What is asked of them.
+            precision: Of text encoders and fusion; heads are always float32.
 
         Returns:
             By name of task; tasks that are not taught are left out.
         """
-        said: dict[str, list[Tensor]] = {name: [] for name in questions if name in self.shared}
-        known = {
-            name: torch.tensor([self._all_read(name, e) for e in questions[name][1]])
-            for name in said
-        }
-        for index, teacher in enumerate(self.each()):
-            pixel_values = views[teacher.spec]
-            with autocast(pixel_values.device, precision):
-                # in this layout a convolutional stem takes half the time on a CPU
-                image_tokens, _ = teacher.model.encode_image(
-                    pixel_values.contiguous(memory_format=torch.channels_last)
-                )
-            for name in said:
-                said[name].append(
-                    self._ask(
-                        teacher,
-                        index,
-                        name,
-                        image_tokens,
-                        questions[name],
-                        known[name],
-                        precision,
-                    )
-                )
         return {
-            name: SoftAnswers(
-                mean_answers(logits, sigmoid=name in self.sigmoid),
-                self._rows[name][0].to(logits[0].device),
-                known[name].to(logits[0].device),
-            )
-            for name, logits in said.items()
+            name: self._answers(name, encoded, *questions[name], precision)
+            for name in questions
+            if name in self.shared
         }
+
+    def _answers(
+        self,
+        name: str,
+        encoded: Sequence[Encoded],
+        owner: Tensor,
+        examples: Sequence[Example],
+        precision: Precision,
+    ) -> SoftAnswers:
+        device = encoded[0].tokens.device
+        read = [all(teacher.reads(name, e) for teacher in self.each()) for e in examples]
+        known = torch.tensor(read, device=device)
+        asked = [example for example, can in zip(examples, read, strict=True) if can]
+        rows = [columns.to(device) for columns in self._rows[name]]
+        logits, joints = [], []
+        for teacher, pictures, columns in zip(self.each(), encoded, rows[1:], strict=True):
+            joint = torch.zeros(len(examples), teacher.pooled_widths["joint"], device=device)
+            answers = torch.zeros(len(examples), len(columns), device=device)
+            if asked:
+                with autocast(device, precision):
+                    found = teacher.joint(
+                        pictures.tokens, owner.to(device)[known], name, asked
+                    ).float()
+                joint[known] = found
+                answers[known] = teacher.logits(name, found)[:, columns]
+            joints.append(joint)
+            logits.append(answers)
+        mean = mean_answers(logits, sigmoid=name in self.sigmoid)
+        return SoftAnswers(mean, rows[0], known, tuple(joints))
 
     def each(self) -> list[Teacher]:
         """The teachers, in order."""
         return cast("list[Teacher]", list(self.teachers))
-
-    def _all_read(self, task: str, example: Example) -> bool:
-        return all(teacher.reads(task, example) for teacher in self.each())
-
-    def _ask(
-        self,
-        teacher: Teacher,
-        index: int,
-        task: str,
-        image_tokens: Tensor,
-        question: tuple[Tensor, Sequence[Example]],
-        known: Tensor,
-        precision: Precision,
-    ) -> Tensor:
-        """Logits (E, K) float32 of the shared outputs; zeros where the teacher cannot read."""
-        owner, examples = question
-        asked = torch.nonzero(known).flatten()
-        columns = self._rows[task][1 + index].to(image_tokens.device)
-        answers = torch.zeros(len(examples), len(columns), device=image_tokens.device)
-        if not len(asked):
-            return answers
-        with autocast(image_tokens.device, precision):
-            joint = teacher.joint(
-                image_tokens,
-                owner.to(image_tokens.device)[asked.to(image_tokens.device)],
-                task,
-                [examples[i] for i in asked.tolist()],
-            )
-        answers[asked.to(answers.device)] = teacher.logits(task, joint)[:, columns]
-        return answers
 
 
 def load_teachers(paths: Sequence[Path], records: Iterable[Record]) -> list[Teacher]:
@@ -298,3 +279,43 @@ def load_teachers(paths: Sequence[Path], records: Iterable[Record]) -> list[Teac
     """
     known = list(records)
     return [Teacher(load_checkpoint(path), known) for path in paths]
+
+
+def teacher_sources(paths: Sequence[Path]) -> dict[str, dict[str, object]]:
+    """What teachers learnt from, as entries of a provenance: a student owes it to the same records.
+
+    Raises:
+        CheckpointError: A directory holds no readable provenance.
+    """
+    sources: dict[str, dict[str, object]] = {}
+    for number, path in enumerate(paths, start=1):
+        data = _provenance(path).get("data", {})
+        licences: Counter[str] = Counter()
+        for entry in data.values():
+            licences.update(entry.get("licences", {}))
+        sources[f"teacher {number}"] = {
+            "weights": _digest(path),
+            "licences": dict(licences),
+            **{
+                name: sum(entry.get(name, 0) for entry in data.values())
+                for name in ("train_pictures", "train_records", "non_commercial_records")
+            },
+        }
+    return sources
+
+
+def _provenance(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads((path / "provenance.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"teacher {str(path)!r} holds no readable provenance.json; give a whole checkpoint"
+        ) from error
+    return found
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(path.glob("model*.safetensors")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
