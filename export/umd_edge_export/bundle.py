@@ -1,20 +1,27 @@
 """From a checkpoint to a `.umd` file, through every gate.
 
-Nothing is written before every gate has passed, and the file appears whole or not at all.
+The bundle is packed in a temporary folder and measured there as a device would run it. Nothing is
+written to its place before every gate has passed, and the file appears whole or not at all.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Callable, Mapping, Sequence
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import onnx
+import torch
 
 from umd_edge._bundle import Bundle, file_entries, write_bundle
 from umd_edge._manifest import Manifest, TokenizerSpec, VariantSpec
@@ -22,25 +29,33 @@ from umd_edge._selftest import write_golden
 from umd_edge.errors import UsageError
 from umd_edge_train.checkpoint import Checkpoint, load_checkpoint
 
+from .candidate import REFERENCE, Candidate, check_size_only
 from .card import Metrics, intended_use, model_card
 from .drift import measure_drift
 from .errors import ExportError
+from .gates import GateOptions, GateResult, invariance_gate, parity_gate, require_passed
 from .golden import golden_inputs, golden_outputs, golden_tolerance
 from .graphs import OPSET, PARTS, GraphIO, export_graphs, graph_io
-from .invariance import check_invariance, measure_invariance
-from .parity import check_parity, measure_parity
-from .quantize import WEIGHT_BITS, quantize_graphs
+from .invariance import measure_invariance
+from .parity import measure_parity
+from .quantize import QuantiseOptions, quantise_variant
 from .runner import GraphTrio
 from .samples import SampleSource, choose_samples, read_free_records
+from .targets import TARGETS, Target
+from .weights import check_hashes, check_weights
 
 __all__ = ["VARIANTS", "build_bundle"]
 
 VARIANTS = ("fp32", "int8")
+"""What is built where nothing else is asked for."""
 RANGE_SAMPLES = 256
 GATE_SAMPLES = 24
 _TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "optimum")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_OPERATOR = re.compile(r"target=torch\.ops\.([a-z0-9_.]+?)(?:\.default)?\]", re.IGNORECASE)
 
 Progress = Callable[[str], None]
+OnGate = Callable[[GateResult], None]
 
 
 @dataclass(slots=True)
@@ -50,21 +65,44 @@ class _Work:
     checkpoint: Checkpoint
     parts: dict[str, GraphIO]
     source: SampleSource
+    targets: dict[str, Target]
+    """Variant -> what it is made for; without `fp32`."""
+    gates: GateOptions
+    on_gate: OnGate
+    progress: Progress
     graphs: dict[str, dict[str, bytes]] = field(default_factory=dict)
     """Variant -> part -> serialised ONNX."""
+    notes: dict[str, dict[str, Any]] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
     golden: dict[str, Any] = field(default_factory=dict)
     variants: dict[str, VariantSpec] = field(default_factory=dict)
+    results: list[GateResult] = field(default_factory=list)
 
     def trio(self, variant: str) -> GraphTrio:
         return GraphTrio(self.graphs[variant], self.parts)
 
+    def add(self, *results: GateResult) -> None:
+        for result in results:
+            self.results.append(result)
+            self.on_gate(result)
 
-def _check_variants(variants: Sequence[str]) -> tuple[str, ...]:
-    unknown = sorted(set(variants) - set(VARIANTS))
-    if unknown or not variants:
-        raise UsageError(f"variants {list(variants)} given; some of {list(VARIANTS)} are allowed")
-    return tuple(name for name in VARIANTS if name in variants)
+
+def _choose_variants(names: Sequence[str]) -> tuple[bool, dict[str, Target]]:
+    """Whether `fp32` stays in the bundle, and variant -> target of the others.
+
+    A variant may be named by itself or by one of its targets.
+    """
+    by_variant = {target.variant: target for target in reversed(list(TARGETS.values()))}
+    known = {**by_variant, **TARGETS}
+    unknown = sorted(set(names) - set(known) - {REFERENCE})
+    if unknown or not names:
+        raise UsageError(
+            f"variants {list(names)} given; some of {[REFERENCE, *by_variant]}, or of the targets "
+            f"{list(TARGETS)}, are allowed"
+        )
+    chosen = {known[name].variant: known[name] for name in names if name != REFERENCE}
+    ordered = {target.variant: None for target in TARGETS.values()}
+    return REFERENCE in names, {name: chosen[name] for name in ordered if name in chosen}
 
 
 def _created(provenance: Mapping[str, Any]) -> str:
@@ -83,34 +121,64 @@ def _serialise(graphs: Mapping[str, onnx.ModelProto]) -> dict[str, bytes]:
     return {part: graphs[part].SerializeToString(deterministic=True) for part in PARTS}
 
 
-def _export_float(work: _Work, progress: Progress) -> dict[str, onnx.ModelProto]:
-    progress("tracing the three graphs")
-    graphs = export_graphs(work.checkpoint, (item.pixel_values for item in work.source))
-    work.graphs["fp32"] = _serialise(graphs)
-    progress("comparing them with the torch model on real records")
+def _trace(work: _Work) -> dict[str, onnx.ModelProto]:
+    try:
+        return export_graphs(work.checkpoint, (item.pixel_values for item in work.source))
+    except torch.onnx.OnnxExporterError as error:
+        found = _OPERATOR.search(f"{error} {error.__cause__}")
+        what = (
+            f"operator {found[1]!r} has no form in ONNX opset {OPSET}"
+            if found
+            else "its computation cannot be written as a fixed graph of operators"
+        )
+        raise ExportError(
+            f"the model cannot be exported: {what}; build it of layers that have one "
+            "(--traceback shows where)"
+        ) from error
+
+
+def _export_float(work: _Work) -> dict[str, onnx.ModelProto]:
+    work.progress("tracing the three graphs")
+    graphs = _trace(work)
+    work.graphs[REFERENCE] = _serialise(graphs)
+    work.notes[REFERENCE] = {"method": "float32, the reference"}
+    work.progress("comparing them with the torch model on real records")
     report = measure_parity(
         work.checkpoint,
-        work.trio("fp32"),
+        work.trio(REFERENCE),
         list(work.source.head(GATE_SAMPLES)),
         work.source.tokenizer.pad_id,
     )
-    check_parity(report)
+    work.add(parity_gate(report))
+    require_passed(work.results)  # the rest compares with these graphs
     work.report["parity"] = report.to_dict()
     return graphs
 
 
-def _quantise(work: _Work, graphs: Mapping[str, onnx.ModelProto], progress: Progress) -> None:
-    progress(f"taking INT8 ranges from {len(work.source)} records")
-    reference = work.trio("fp32")
-    work.graphs["int8"] = _serialise(quantize_graphs(graphs, work.source, reference))
-    progress("comparing INT8 with float32")
-    drift = measure_drift(reference, work.trio("int8"), work.source)
+def _quantise(work: _Work, graphs: Mapping[str, onnx.ModelProto], target: Target) -> None:
+    variant = target.variant
+    work.progress(f"making {variant}: ranges from {len(work.source)} records")
+    reference = work.trio(REFERENCE)
+    made = quantise_variant(
+        graphs, work.source, reference, target, QuantiseOptions(budget=work.gates.max_drop)
+    )
+    work.graphs[variant] = _serialise(made.graphs)
+    size_only = {"size_only": True} if variant in work.gates.size_only else {}
+    work.notes[variant] = {
+        **made.notes,
+        "equalisation": "channels between the convolutions of the stem, by their ranges",
+        **size_only,
+    }
+    if made.sensitivity:
+        work.report.setdefault("sensitivity", {})[variant] = made.sensitivity
+    work.progress(f"comparing {variant} with float32")
+    drift = measure_drift(reference, work.trio(variant), work.source)
     tasks = {name: value.to_dict() for name, value in sorted(drift.items())}
-    work.report["against_fp32"] = {"int8": tasks}
+    work.report.setdefault("against_fp32", {})[variant] = tasks
 
 
-def _gate_variant(work: _Work, variant: str, progress: Progress) -> None:
-    progress(f"checking that company and padding change nothing: {variant}")
+def _gate_variant(work: _Work, variant: str) -> None:
+    work.progress(f"checking that company and padding change nothing: {variant}")
     graphs = work.graphs[variant]
     report = measure_invariance(
         graphs,
@@ -119,7 +187,8 @@ def _gate_variant(work: _Work, variant: str, progress: Progress) -> None:
         max_length=work.checkpoint.max_length,
         pad_id=work.source.tokenizer.pad_id,
     )
-    check_invariance(report, variant)
+    target = work.targets.get(variant)
+    work.add(invariance_gate(report, variant, alone_only=target is not None and target.dynamic))
     work.report.setdefault("invariance", {})[variant] = report.to_dict()
     work.report.setdefault("sizes", {})[variant] = {part: len(graphs[part]) for part in PARTS}
     inputs = {key: value for key, value in work.golden.items() if "/" not in key}
@@ -128,36 +197,64 @@ def _gate_variant(work: _Work, variant: str, progress: Progress) -> None:
     work.variants[variant] = VariantSpec(
         graphs={part: f"graphs/{part}.{variant}.onnx" for part in PARTS},
         golden_tolerance=golden_tolerance(variant, graphs, inputs, outputs),
-        notes=_notes(variant),
+        notes=work.notes[variant],
     )
 
 
-def _notes(variant: str) -> dict[str, Any]:
-    if variant == "fp32":
-        return {"method": "float32, the reference"}
-    return {
-        "method": "static QuantizeLinear/DequantizeLinear, ranges by minimum and maximum",
-        "activations": "uint8, asymmetric, one range a tensor",
-        "weights": "int8, symmetric, one scale a channel",
-        "equalisation": "channels between the convolutions of the stem, by their ranges",
-        "weight_bits": WEIGHT_BITS,
-        "without_vnni": "the runtime uses products that cannot overflow and reports them as u8u8",
-        "float": "text graph, first convolutions, normalisation, softmax, products of two "
-        "activations, task heads",
-    }
+def _gate_packed(work: _Work, files: Mapping[str, bytes], folder: Path) -> None:
+    """The gates that need the runtime: accuracy and speed."""
+    packed = write_bundle(files, folder / "candidate.umd")
+    candidate = Candidate.open(packed.path, work.targets)
+    predictions = None
+    if work.gates.data and work.targets:
+        work.progress("measuring accuracy against float32")
+        predictions = candidate.predict(work.gates.data, work.progress)
+    work.add(*candidate.gate_accuracy(predictions, work.gates))
+    if work.targets:
+        work.progress("timing against float32")
+        work.add(*candidate.gate_speed(work.gates))
 
 
 def _tool_versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in _TOOLS}
 
 
-def _file_hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _described(paths: Sequence[Path]) -> list[dict[str, str]]:
+    """Names and hashes of data files, for the report."""
+    return [
+        {
+            "name": f"{path.resolve().parent.name}/{path.name}",
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        }
+        for path in paths
+    ]
 
 
 def _json(value: Any) -> bytes:
     text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
     return (text + "\n").encode("utf-8")
+
+
+def _check_place(out: Path) -> None:
+    """Told at once and not after minutes of work."""
+    folder = out.resolve().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK) or out.is_dir():
+        raise UsageError(
+            f"{str(out)!r} cannot be written; name a file in an existing folder that may be written"
+        )
+
+
+@contextlib.contextmanager
+def _full_disk_told(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise ExportError(
+            f"{str(out)!r} was not written ({error.strerror}); free some space there and in "
+            f"{tempfile.gettempdir()!r}, or name another folder. What was there is kept"
+        ) from error
 
 
 def build_bundle(
@@ -171,53 +268,80 @@ def build_bundle(
     metrics: Metrics | None = None,
     allow_non_commercial: bool = False,
     range_samples: int = RANGE_SAMPLES,
+    gates: GateOptions | None = None,
+    on_gate: OnGate = lambda result: None,
     progress: Progress = lambda message: None,
 ) -> Bundle:
     """Export, quantise, check and pack a checkpoint.
 
     Args:
         checkpoint_path: Directory of the checkpoint.
-        range_data: JSONL manifests whose records set the INT8 ranges and pass the gates; images are
-            relative to them.
+        range_data: JSONL manifests whose records set the INT8 ranges and pass the gates of parity
+            and invariance; images are relative to them.
         out: The `.umd` file; replaced in one step at the very end.
-        variants: Some of `fp32` and `int8`; `int8` becomes the default one where it is present.
+        variants: Some of `fp32` and the variants or targets of `targets.TARGETS`; `int8` becomes
+            the default one where it is present, else the first.
         name: Of the bundle.
         version: Of the model, `major.minor.patch`.
         metrics: Measured accuracy for the model card: task -> metric -> {value, low, high, n}.
         allow_non_commercial: Also take records that are not marked `non_commercial: false`.
         range_samples: How many records set the ranges, about.
+        gates: Labelled records and budgets.
+        on_gate: Called with each gate's result, failed ones too, as soon as it is known.
         progress: Called with a line for each step.
 
     Returns:
         The bundle, opened from `out`.
 
     Raises:
-        UsageError: Unknown variants.
-        DataError: The range data is unreadable, restricted, or fits no task.
+        UsageError: Unknown variants, or a place that cannot be written.
+        DataError: The range data or gate data is unreadable, restricted, or fits no task.
         CheckpointError: The checkpoint is incomplete or damaged.
-        ExportError: A weight is not finite, or a gate failed (`ParityError`, `InvarianceError`).
+        ExportError: A weight is implausible, a layer has no form in ONNX, or the disk is full.
+        GateError: A gate failed; its subclass where only one kind of gate did.
     """
-    chosen_variants = _check_variants(variants)
+    keep_float, targets = _choose_variants(variants)
+    options = gates or GateOptions()
+    check_size_only(options.size_only, tuple(targets))
+    _check_place(out)
+    check_hashes(checkpoint_path)
     checkpoint = load_checkpoint(checkpoint_path)
+    check_weights(checkpoint)
     created = _created(checkpoint.provenance)
     records = read_free_records(range_data, allow_non_commercial=allow_non_commercial)
     chosen = choose_samples(records, checkpoint, range_samples)
-    work = _Work(checkpoint, graph_io(checkpoint), SampleSource(checkpoint, chosen))
-    graphs = _export_float(work, progress)
-    if "int8" in chosen_variants:
-        _quantise(work, graphs, progress)
-    work.golden.update(golden_inputs(checkpoint))
-    for variant in chosen_variants:
-        _gate_variant(work, variant, progress)
-    work.report["range_data"] = {
-        "records": len(chosen),
-        "files": [
-            {"name": f"{path.resolve().parent.name}/{path.name}", "sha256": _file_hash(path)}
-            for path in range_data
-        ],
+    source = SampleSource(checkpoint, chosen)
+    work = _Work(checkpoint, graph_io(checkpoint), source, targets, options, on_gate, progress)
+    with _full_disk_told(out), tempfile.TemporaryDirectory(dir=out.resolve().parent) as folder:
+        graphs = _export_float(work)
+        for target in targets.values():
+            _quantise(work, graphs, target)
+        work.golden.update(golden_inputs(checkpoint))
+        for variant in (REFERENCE, *targets):
+            _gate_variant(work, variant)
+        _report_data(work, range_data, len(chosen))
+        _gate_packed(work, _files(work, name, version, created, {}), Path(folder))
+        require_passed(work.results)
+        work.report["gates"] = [result.to_dict() for result in work.results]
+        if not keep_float:
+            _leave_out_float(work)
+        progress(f"writing {out}")
+        return write_bundle(_files(work, name, version, created, metrics or {}), out)
+
+
+def _report_data(work: _Work, range_data: Sequence[Path], count: int) -> None:
+    work.report["range_data"] = {"records": count, "files": _described(range_data)}
+    if work.gates.data:
+        work.report["gate_data"] = {"files": _described(work.gates.data)}
+
+
+def _leave_out_float(work: _Work) -> None:
+    """The reference was needed for measuring alone."""
+    for table in (work.graphs, work.variants, work.report["sizes"]):
+        table.pop(REFERENCE)
+    work.golden = {
+        key: value for key, value in work.golden.items() if not key.startswith(f"{REFERENCE}/")
     }
-    progress(f"writing {out}")
-    return write_bundle(_files(work, name, version, created, metrics or {}), out)
 
 
 def _files(
@@ -244,7 +368,7 @@ def _files(
         structured_fields=checkpoint.structured_fields,
         tasks=checkpoint.tasks,
         variants=work.variants,
-        default_variant="int8" if "int8" in work.variants else "fp32",
+        default_variant="int8" if "int8" in work.variants else next(iter(work.variants)),
         opset=OPSET,
         golden="golden.npz",
         files=file_entries(files),

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from umd_edge.errors import UmdEdgeError
 
-__all__ = ["ExportError", "InvarianceError", "ParityError"]
+__all__ = [
+    "AccuracyError",
+    "ExportError",
+    "GateError",
+    "InvarianceError",
+    "LinterError",
+    "ParityError",
+    "SpeedError",
+]
 
 
 class ExportError(UmdEdgeError):
@@ -15,9 +23,33 @@ class ExportError(UmdEdgeError):
     exit_code: ClassVar[int] = 3
 
 
-class ParityError(ExportError):
+class GateError(ExportError):
+    """One or several gates failed; nothing was written.
+
+    Attributes:
+        results: Every `GateResult` up to then, passed ones too.
+    """
+
+    def __init__(self, message: str, results: tuple[Any, ...] = ()) -> None:
+        super().__init__(message)
+        self.results = results
+
+
+class ParityError(GateError):
     """An exported graph does not compute what the torch model computes."""
 
 
-class InvarianceError(ExportError):
+class InvarianceError(GateError):
     """A sample's outputs depend on the other samples of its batch or on padding."""
+
+
+class AccuracyError(GateError):
+    """A variant loses more accuracy against float32 than its budget."""
+
+
+class SpeedError(GateError):
+    """A variant is slower than float32 on its own target."""
+
+
+class LinterError(GateError):
+    """A graph holds something that TensorRT refuses."""

@@ -33,6 +33,17 @@ class InvarianceReport:
     differing: Mapping[str, float]
     """Output -> largest difference; only outputs with any differing bit."""
 
+    @property
+    def problem(self) -> str:
+        """What depends on company or padding; empty where nothing does."""
+        if not self.differing:
+            return ""
+        worst = ", ".join(f"{name} by {value:.3g}" for name, value in self.differing.items())
+        return (
+            f"a sample's outputs depend on its batch or on padding: {worst}; bit-identical outputs "
+            "are needed"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """The JSON object."""
         return {
@@ -117,9 +128,5 @@ def check_invariance(report: InvarianceReport, variant: str) -> None:
     Raises:
         InvarianceError: With the outputs that differ and by how much.
     """
-    if report.differing:
-        worst = ", ".join(f"{name} by {value:.3g}" for name, value in report.differing.items())
-        raise InvarianceError(
-            f"variant {variant!r}: a sample's outputs depend on its batch or on padding: {worst}; "
-            "bit-identical outputs are needed"
-        )
+    if report.problem:
+        raise InvarianceError(f"variant {variant!r}: {report.problem}")

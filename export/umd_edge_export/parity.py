@@ -35,6 +35,18 @@ class ParityReport:
     """Output -> largest absolute difference."""
     tolerance: float = TOLERANCE
 
+    @property
+    def problem(self) -> str:
+        """What differs too much, or was not compared; empty where nothing does."""
+        failed = {k: v for k, v in self.differences.items() if not v <= self.tolerance}
+        if not failed and self.differences:
+            return ""
+        worst = ", ".join(f"{name} by {value:.3g}" for name, value in failed.items())
+        return (
+            f"the ONNX graphs and the torch model differ: {worst or 'nothing was compared'}; at "
+            f"most {self.tolerance:g} is allowed. Report it with the checkpoint's config.json"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """The JSON object."""
         return {
@@ -113,10 +125,5 @@ def check_parity(report: ParityReport) -> None:
     Raises:
         ParityError: With the measured difference and the tolerance.
     """
-    failed = {k: v for k, v in report.differences.items() if not v <= report.tolerance}
-    if failed or not report.differences:
-        worst = ", ".join(f"{name} by {value:.3g}" for name, value in failed.items())
-        raise ParityError(
-            f"the ONNX graphs and the torch model differ: {worst or 'nothing was compared'}; at "
-            f"most {report.tolerance:g} is allowed. Report it with the checkpoint's config.json"
-        )
+    if report.problem:
+        raise ParityError(report.problem)

@@ -113,7 +113,8 @@ def choose_samples(
         count: Upper bound, but each fitting pair of file and task gives at least one.
 
     Raises:
-        DataError: No record fits any task.
+        DataError: No record fits any task, or none fits one of them: its ranges would be those of
+            other pictures and texts.
     """
     groups: list[tuple[TaskSpec, tuple[Example, ...]]] = []
     for records in files:
@@ -130,6 +131,15 @@ def choose_samples(
         raise DataError(
             f"the range data holds no record that one of the tasks {names} can read; give "
             "--range-data with records like those of the training"
+        )
+    covered = {task.name for task, _ in groups}
+    bare = [item.name for item in checkpoint.tasks if item.kind != "retrieval"]
+    bare = [name for name in bare if name not in covered]
+    if bare:
+        raise DataError(
+            f"the range data holds no record that task {bare[0]!r} can read (it fits "
+            f"{sorted(covered)}); its ranges would come from other pictures and texts: give "
+            "--range-data for every task of the bundle"
         )
     share = max(1, count // len(groups))
     chosen = [
@@ -155,6 +165,11 @@ class SampleSource:
 
     def __len__(self) -> int:
         return len(self._chosen)
+
+    @property
+    def chosen(self) -> tuple[Chosen, ...]:
+        """The records, in the order in which they are loaded."""
+        return tuple(self._chosen)
 
     def head(self, count: int) -> SampleSource:
         """The first `count` samples."""

@@ -10,6 +10,7 @@ pytest.importorskip("optimum")
 
 from support.export_fixtures import make_checkpoint, make_records
 from umd_edge_export.bundle import build_bundle
+from umd_edge_export.gates import GateOptions
 from umd_edge_export.graphs import PARTS, export_graphs, graph_io
 from umd_edge_export.samples import SampleSource, choose_samples, read_free_records
 from umd_edge_train.checkpoint import load_checkpoint
@@ -59,6 +60,12 @@ def samples(source):
 
 @pytest.fixture(scope="session")
 def bundle(checkpoint_dir, records, tmp_path_factory):
-    """The whole export, once."""
-    out = tmp_path_factory.mktemp("bundle") / "model.umd"
-    return build_bundle(checkpoint_dir, [records], out, name="tiny-test", version="1.2.3")
+    """The whole export, once. Graphs this small are no faster in INT8."""
+    return build_bundle(
+        checkpoint_dir,
+        [records],
+        tmp_path_factory.mktemp("bundle") / "model.umd",
+        name="tiny-test",
+        version="1.2.3",
+        gates=GateOptions(size_only=("int8",)),
+    )
