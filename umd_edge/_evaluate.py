@@ -12,15 +12,22 @@ import numpy.typing as npt
 
 from ._evaluation import MetricValue, evaluate_classification, evaluate_vqa
 from ._predictor import Predictor
-from ._rank import CANDIDATES
+from ._rank import CANDIDATES, PairScores
 from ._records import Example, VQAReference, build_examples, read_records
 from ._results import BundleInfo
 from ._retrieval import build_gallery, rank_galleries
-from ._retrieval_metrics import retrieval_items, retrieval_metrics
+from ._retrieval_metrics import RetrievalItems, retrieval_items, retrieval_metrics
 from ._task import OnUnmapped, TaskSpec
 from .errors import DataError, InputError, UnknownTaskError
 
-__all__ = ["Evaluation", "evaluate_file", "example_metrics", "predict_examples"]
+__all__ = [
+    "Evaluation",
+    "evaluate_file",
+    "example_metrics",
+    "find_task",
+    "predict_examples",
+    "rank_pool",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +161,20 @@ def rank_examples(
         DataError: A picture cannot be used.
     """
     items = retrieval_items(examples)
+    return retrieval_metrics(items, rank_pool(predictor, task, items, on_progress))
+
+
+def rank_pool(
+    predictor: Predictor,
+    task: TaskSpec,
+    items: RetrievalItems,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> PairScores:
+    """Scores of all pictures and texts of a pool, in two stages.
+
+    Raises:
+        DataError: A picture cannot be used.
+    """
     images, texts = len(items.images), len(items.texts)
     encoded = images + texts
     total = encoded + min(CANDIDATES * encoded, images * texts)  # at most
@@ -183,7 +204,7 @@ def rank_examples(
         on_progress=lambda done, _: on_progress(encoded + done, total),
     )
     on_progress(total, total)
-    return retrieval_metrics(items, ranking.pairs)
+    return ranking.pairs
 
 
 def example_metrics(

@@ -32,7 +32,14 @@ from ._rank import PairScores
 from ._records import Example
 from .errors import DataError, InputError
 
-__all__ = ["RetrievalItems", "evaluate_retrieval", "retrieval_items", "retrieval_metrics"]
+__all__ = [
+    "RECALL_AT",
+    "RetrievalItems",
+    "evaluate_retrieval",
+    "query_ranks",
+    "retrieval_items",
+    "retrieval_metrics",
+]
 
 RECALL_AT = (1, 5, 10)
 IntArray: TypeAlias = npt.NDArray[np.int64]
@@ -88,8 +95,16 @@ def retrieval_items(examples: Sequence[Example]) -> RetrievalItems:
     )
 
 
-def _ranks(places: npt.NDArray[np.int32], pairs: IntArray) -> IntArray:
-    """Rank of the best right item of each query; places (Q, M), pairs (N, 2) query and item."""
+def query_ranks(places: npt.NDArray[np.int32], pairs: IntArray) -> IntArray:
+    """Rank, from 1, of the best right item of each query.
+
+    Args:
+        places: (Q, M) place of each item for each query: lower is better, equal a tie.
+        pairs: (N, 2) query and right item.
+
+    Returns:
+        (N,), one for each pair; ties count against the right item.
+    """
     right: dict[int, list[int]] = {}
     for query, item in pairs.tolist():
         right.setdefault(query, []).append(item)
@@ -162,7 +177,7 @@ def evaluate_retrieval(
         ("image_to_text", for_images, known),
         ("text_to_image", for_texts, known[:, ::-1]),
     ):
-        ranks = _ranks(places, columns)
+        ranks = query_ranks(places, columns)
         for k in RECALL_AT:
             recall = resamples.mean(ranks <= k, everything)
             metrics[f"{name}_r{k}"] = resamples.metric(recall, n)

@@ -14,6 +14,7 @@ from umd_edge.errors import UsageError
 
 from .data_cli import data as data_group
 from .experiments.cli import baseline, grid, results
+from .experiments.facets_cli import facets
 from .run_cli import RUNS, print_metrics
 
 __all__ = ["main"]
@@ -34,6 +35,7 @@ for command in RUNS:
 main.add_command(grid)
 main.add_command(baseline)
 main.add_command(results)
+main.add_command(facets)
 
 
 _CHECKPOINT = click.argument("checkpoint", type=click.Path(path_type=Path))

@@ -1,0 +1,86 @@
+"""`umd-edge-train facets`."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import click
+
+from umd_edge.errors import UsageError
+
+__all__ = ["facets"]
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("bundle", type=_PATH)
+@click.option("--data", type=_PATH, required=True, help="JSONL of pictures with `facets`.")
+@click.option("--task", default="retrieval", show_default=True, help="The task that ranks.")
+@click.option("--vqa-task", default="vqa", show_default=True, help="The task that names facets.")
+@click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True)
+@click.option("--log", type=_PATH, help="Append the figures here; needed for a test split.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def facets(
+    bundle: Path,
+    data: Path,
+    task: str,
+    vqa_task: str,
+    threads: int,
+    log: Path | None,
+    as_json: bool,
+) -> None:
+    """Compare BUNDLE's retrieval with a search by its predicted modality, plane and organ."""
+    from tqdm import tqdm
+
+    from umd_edge._predictor import Predictor
+
+    from .facets import compare_with_facets
+
+    if data.stem.endswith("test") and log is None:
+        raise UsageError("a look at the test split must be logged; give --log FILE")
+    with tqdm(unit="item", desc="ranking") as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        found = compare_with_facets(
+            Predictor.load(bundle, threads=threads),
+            data,
+            retrieval_task=task,
+            vqa_task=vqa_task,
+            progress=show,
+        ).to_dict()
+    table = _table(found)
+    if log is not None:
+        _append(log, f"{data.resolve().parent.name}/{data.name}", table)
+    click.echo(json.dumps(found) if as_json else table)
+
+
+def _table(found: dict[str, Any]) -> str:
+    lines = [
+        f"{found['images']} pictures, {found['texts']} texts; difference: model less facets.\n",
+        "| metric | model | facets | difference | 95 % interval | n |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, sides in found["metrics"].items():
+        gain = sides["difference"]
+        interval = "-" if gain["low"] is None else f"{gain['low']:+.3f} to {gain['high']:+.3f}"
+        lines.append(
+            f"| {name} | {sides['model']['value']:.3f} | {sides['facets']['value']:.3f} | "
+            f"{gain['value']:+.3f} | {interval} | {gain['n']} |"
+        )
+    return "\n".join(lines)
+
+
+def _append(log: Path, name: str, table: str) -> None:
+    from ..source import commit
+
+    now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M")
+    title = f"\n## {now} UTC: {name}, retrieval beside a search by predicted facets\n"
+    with log.open("a", encoding="utf-8") as handle:
+        handle.write(f"{title}\nCommit `{commit()}`.\n\n{table}\n")
