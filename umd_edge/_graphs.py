@@ -9,7 +9,7 @@ from ._results import Int8Path
 from ._session import GraphSession, GraphSpec, needs_u8u8
 from ._task import output_name
 
-__all__ = ["Graphs", "fusion_outputs", "graph_specs"]
+__all__ = ["Graphs", "default_variant", "fusion_outputs", "graph_specs"]
 
 
 def fusion_outputs(manifest: Manifest) -> tuple[str, ...]:
@@ -42,6 +42,19 @@ def graph_specs(manifest: Manifest) -> dict[str, GraphSpec]:
     }
 
 
+def default_variant(manifest: Manifest, provider: str) -> str:
+    """The variant to run where none is named: the bundle's default, or one made for TensorRT.
+
+    Raises:
+        UsageError: The provider is `tensorrt` and the bundle has no variant for it.
+    """
+    if provider != "tensorrt":
+        return manifest.default_variant
+    from ._tensorrt_bundle import tensorrt_variant
+
+    return tensorrt_variant(manifest, None)
+
+
 class Graphs:
     """Opened graphs of one variant."""
 
@@ -59,6 +72,10 @@ class Graphs:
 
         def open_part(part: str) -> GraphSession:
             path = chosen.graphs[part]
+            if options.provider == "tensorrt":
+                from ._tensorrt_engine import open_session
+
+                return open_session(bundle, variant, part, specs[part], options)
             return GraphSession(bundle.read(path), path, specs[part], options, u8u8=u8u8)
 
         self.vision = open_part("vision")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from .errors import ProviderUnavailableError, UsageError
@@ -22,6 +23,9 @@ class SessionOptions:
     threads: int = 1
     """Threads inside one operator (onnxruntime's intra-op threads), 1..256. Several calls may run
     at the same time on top of that."""
+    engines: str | os.PathLike[str] | None = None
+    """Folder of the engines that `umd-edge build-engine` made, for `tensorrt`; None means
+    `<bundle>.engines` beside the bundle."""
 
     def __post_init__(self) -> None:
         if self.provider not in PROVIDERS:

@@ -22,12 +22,11 @@ __all__ = ["GraphSession", "GraphSpec", "available_providers", "needs_u8u8"]
 _ORT_NAMES = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
     "openvino": "OpenVINOExecutionProvider",
 }
 _INSTALL = {
     "cuda": "install onnxruntime-gpu in place of onnxruntime",
-    "tensorrt": "install onnxruntime-gpu and the TensorRT libraries that it was built for",
+    "tensorrt": "install TensorRT and a driver; `umd-edge doctor` says what is missing",
     "openvino": "install onnxruntime-openvino in place of onnxruntime",
 }
 # Protobuf bytes of the key `location`, by which a tensor names a file to read: any file.
@@ -49,9 +48,22 @@ def _onnxruntime() -> Any:
 
 
 def available_providers() -> list[str]:
-    """Short names of the providers that the installed onnxruntime offers, `cpu` first."""
+    """Short names of the providers that work here, `cpu` first.
+
+    Those of the installed onnxruntime, and `tensorrt` where a trial of it succeeds.
+    """
     present = set(_onnxruntime().get_available_providers())
-    return [name for name in PROVIDERS if _ORT_NAMES[name] in present]
+    return [
+        name
+        for name in PROVIDERS
+        if (_tensorrt_works() if name == "tensorrt" else _ORT_NAMES[name] in present)
+    ]
+
+
+def _tensorrt_works() -> bool:
+    from ._tensorrt_probe import is_installed, probe
+
+    return is_installed() and probe().usable
 
 
 def _provider_error(provider: str) -> ProviderUnavailableError:
@@ -99,7 +111,7 @@ class GraphSession:
                 outputs.
         """
         ort = _onnxruntime()
-        wanted = _ORT_NAMES[options.provider]
+        wanted = _ORT_NAMES.get(options.provider)  # TensorRT has sessions of its own
         if wanted not in ort.get_available_providers():
             raise _provider_error(options.provider)
         settings = ort.SessionOptions()

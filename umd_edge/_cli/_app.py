@@ -9,6 +9,7 @@ import click
 
 from .. import __version__
 from .._program import Program
+from ._build_engine import build_engine
 from ._demo import demo
 from ._inspect import doctor, info, verify
 from ._measure import bench, evaluate
@@ -31,7 +32,7 @@ def cli() -> None:
     """
 
 
-for command in (classify, ask, rank, info, verify, evaluate, bench, doctor, demo):
+for command in (classify, ask, rank, info, verify, evaluate, bench, doctor, build_engine, demo):
     cli.add_command(command)
 
 

@@ -18,6 +18,7 @@ from ..errors import StructuredInputError
 __all__ = [
     "as_json",
     "bundle_option",
+    "engines_option",
     "frame_option",
     "open_bundle",
     "read_structured",
@@ -35,10 +36,13 @@ frame_option = click.option(
 bundle_option = click.option(
     "--bundle", metavar="PATH", help="Bundle: a .umd file or a directory. [the one in the package]"
 )
+engines_option = click.option(
+    "--engines", metavar="DIR", help="Folder of TensorRT engines. [BUNDLE.engines]"
+)
 
 
 def with_predictor(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add `--bundle --variant --provider --threads` and hand the command a `predictor`."""
+    """Add the options of a bundle and how to run it, and hand the command a `predictor`."""
 
     @bundle_option
     @click.option("--variant", metavar="NAME", help="Variant of the bundle, such as int8 or fp32.")
@@ -54,11 +58,19 @@ def with_predictor(command: Callable[..., Any]) -> Callable[..., Any]:
         default=1,
         help="Threads inside one operator. [1]",
     )
+    @engines_option
     @functools.wraps(command)
     def wrapped(
-        bundle: str | None, variant: str | None, provider: str, threads: int, **rest: Any
+        bundle: str | None,
+        variant: str | None,
+        provider: str,
+        threads: int,
+        engines: str | None,
+        **rest: Any,
     ) -> Any:
-        options = SessionOptions(provider=provider, variant=variant, threads=threads)
+        options = SessionOptions(
+            provider=provider, variant=variant, threads=threads, engines=engines
+        )
         load = functools.partial(Predictor.load, bundle) if bundle else Predictor.default
         return command(predictor=load(options), **rest)
 
