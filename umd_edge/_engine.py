@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._bundle import Bundle
-from ._graphs import Graphs
+from ._graphs import Graphs, default_variant
 from ._options import SessionOptions
 from ._postprocess import most_probable, positives, probabilities
 from ._records import compose_text
@@ -48,7 +48,7 @@ class Engine:
 
     def __init__(self, bundle: Bundle, options: SessionOptions) -> None:
         manifest = bundle.manifest
-        variant = options.variant or manifest.default_variant
+        variant = options.variant or default_variant(manifest, options.provider)
         if variant not in manifest.variants:
             raise UsageError(
                 f"the bundle has no variant {variant!r}; it has {sorted(manifest.variants)}"
