@@ -1,12 +1,13 @@
-"""`umd-edge-export distil | soft-targets`: train a student with teachers, or store their word."""
+"""`umd-edge-export distil | distil-report | soft-targets`: students and their teachers."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
 
-__all__ = ["distil", "soft_targets"]
+__all__ = ["distil", "distil_report", "soft_targets"]
 
 _PATH = click.Path(path_type=Path)
 
@@ -82,3 +83,44 @@ def soft_targets(
 
     count = write_soft_targets(load_recipe(recipe, settings), data, teachers, out)
     click.echo(f"{out}: {count} answers", err=True)
+
+
+@click.command()
+@click.option("--recipe", type=_PATH, required=True, help="TOML recipe of the student.")
+@click.option("--data", type=_PATH, required=True, help="Data sets' folder.")
+@click.option("--out", type=_PATH, required=True, help="Folder of the runs and of the report.")
+@click.option("--teacher", "teachers", type=_PATH, multiple=True, help="As in distil.")
+@click.option("--targets", type=_PATH, help="As in distil.")
+@click.option("--feature-teacher", "published", multiple=True, metavar="MODEL", help="Likewise.")
+@click.option("--seed", "seeds", type=int, multiple=True, default=(0, 1, 2), show_default=True)
+@click.option("--split", type=click.Choice(["train", "val"]), default="val", show_default=True)
+@click.option("--set", "settings", multiple=True, metavar="A.B=C", help="Overrides a setting.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def distil_report(
+    recipe: Path,
+    data: Path,
+    out: Path,
+    teachers: tuple[Path, ...],
+    targets: Path | None,
+    published: tuple[str, ...],
+    seeds: tuple[int, ...],
+    split: str,
+    settings: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Train students with and without teachers, one of each for every seed, and compare them."""
+    from umd_edge_train.recipe import load_recipe
+
+    from .distil import TeacherPaths
+    from .distil_report import report_distillation
+
+    given = TeacherPaths(teachers, targets, published)
+    loaded = load_recipe(recipe, settings)
+    report = report_distillation(loaded, data, out, teachers=given, seeds=seeds, split=split)
+    if as_json:
+        click.echo(json.dumps(report))
+        return
+    for task, found in report["tasks"].items():
+        click.echo(f"{task} {found['metric']}")
+        for name, summary in (*found["arms"].items(), *found["differences"].items()):
+            click.echo(f"  {name:<34} {summary['value']:.3f}  n={summary['n']}")
