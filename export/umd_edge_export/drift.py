@@ -15,7 +15,7 @@ from umd_edge._task import TaskSpec, output_name
 from .runner import GraphTrio
 from .samples import Sample
 
-__all__ = ["TaskDrift", "changed_decisions", "measure_drift"]
+__all__ = ["TaskDrift", "changed_decisions", "decision_margins", "measure_drift"]
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -24,6 +24,34 @@ def changed_decisions(task: TaskSpec, first: Float64Array, second: Float64Array)
     """Share of a record's decisions that differ between two (K,) probability vectors."""
     changed = positives(first, task) != positives(second, task)
     return float(changed.mean() if task.multi_label else changed.any())
+
+
+def decision_margins(task: TaskSpec, logits: npt.NDArray[Any]) -> Float64Array:
+    """How far a record's decisions are from changing, in standard deviations of noise of size 1.
+
+    Independent noise of standard deviation s on every logit changes a decision of margin m with
+    probability Phi(-m / s).
+
+    Args:
+        task: Says what is decided.
+        logits: (K,) of one record.
+
+    Returns:
+        (K,) for a multi-label task; (1,) otherwise, for the two most probable outputs.
+    """
+    values = logits.astype(np.float64)
+    if task.multi_label:
+        limits = np.array([task.operating_points.get(name, 0.5) for name in task.outputs])
+        with np.errstate(divide="ignore"):  # a limit of 0 or 1 is never crossed
+            distance: Float64Array = np.abs(
+                values - task.temperature * (np.log(limits) - np.log1p(-limits))
+            )
+        return distance
+    if len(values) < 2:
+        return np.array([np.inf])
+    second, first = np.partition(values, -2)[-2:]
+    # The difference of two logits has twice the variance of one.
+    return np.array([(first - second) / np.sqrt(2.0)])
 
 
 @dataclass(slots=True)

@@ -3,7 +3,7 @@
 A target is what the user names, a variant is what the bundle holds: `tensorrt` and `openvino` share
 one file. The columns differ because the processors do, not because the model does:
 
-* ONNX Runtime's x86 kernels multiply unsigned activations by signed weights; with signed activations
+* ONNX Runtime on x86 multiplies unsigned activations by signed weights; with signed activations
   most products stay in float and the graph is slower than float32.
 * TensorRT takes no zero point other than 0 and no int32 bias behind a DequantizeLinear.
 * ARM's dot product instructions multiply signed by signed.
