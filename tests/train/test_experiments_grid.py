@@ -182,6 +182,20 @@ def test_a_fraction_of_the_labels_reaches_the_last_stage_alone(folder: Path):
     assert not any("datasets.0." in text for text in jobs[whole.jobs[1]].arguments)
 
 
+def test_a_stage_that_asks_for_the_fraction_is_run_for_each(folder: Path):
+    grid = (folder / "grid.toml").read_text(encoding="utf-8")
+    told = 'recipe = "pre.toml"\nset = ["captions={fraction}", "drawn={repeat}"]'
+    (folder / "grid.toml").write_text(grid.replace('recipe = "pre.toml"', told), encoding="utf-8")
+    plan = _plan(folder)
+    jobs = {job.name: job for job in plan.jobs}
+    by_fraction = {cell.fraction: cell.jobs[0] for cell in plan.select(["mr"], [0], ["eyes"])}
+    assert len(set(by_fraction.values())) == 2
+    for fraction, told in ((0.1, {"captions=0.1", "drawn=10"}), (1.0, {"captions=1", "drawn=1"})):
+        assert told <= set(jobs[by_fraction[fraction]].arguments)
+    # the ladder's whole is the curve's last point
+    assert by_fraction[1.0] in plan.select(["td"], [0], ["eyes"])[0].jobs
+
+
 def test_a_changed_recipe_makes_new_runs_of_it_and_of_what_follows(folder: Path):
     before = {(c.dataset, c.arm, c.fraction, c.seed): c.jobs for c in _plan(folder).cells}
     (folder / "adapt-eyes.toml").write_text('name = "other"\n', encoding="utf-8")
@@ -422,13 +436,15 @@ _RECIPES = REPOSITORY / "train" / "recipes"
 
 def test_a_setting_reaches_into_a_list():
     recipe = load_recipe(_RECIPES / "default.toml", ("datasets.2.fraction=0.1",))
-    assert [dataset.fraction for dataset in recipe.datasets] == [1.0, 1.0, 0.1, 1.0, 1.0]
+    others = len(recipe.datasets) - 3
+    fractions = [dataset.fraction for dataset in recipe.datasets]
+    assert fractions == [1.0, 1.0, 0.1, *[1.0] * others]
 
 
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("datasets.9.fraction=0.1", "'9' given where a number from 0 to 4"),
+        ("datasets.9.fraction=0.1", "'9' given where a number from 0 to "),
         ("datasets.last.fraction=0.1", "'last' given"),
         ("datasets.-1.fraction=0.1", "'-1' given"),
         ("datasets.0.name.x=1", "'name' is no table"),

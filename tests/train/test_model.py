@@ -15,6 +15,7 @@ from umd_edge_train.checkpoint import Checkpoint, load_checkpoint, save_checkpoi
 from umd_edge_train.config import PRESETS, ModelConfig, model_config
 from umd_edge_train.models import UMDModel
 from umd_edge_train.models.heads import Pooler
+from umd_edge_train.models.vision_encoder import VisionEncoder
 from umd_edge_train.tokenizer import published_tokenizer, train_wordpiece
 
 
@@ -82,6 +83,7 @@ def test_stems_end_on_the_same_grid_and_see_the_whole_picture(stem: str):
 
 TOWERS: dict[str, dict[str, Any]] = {
     "conv": {},
+    "blanked": {},
     "vit": {"vision__stem": "patch"},
     "clip": {"vision__stem": "patch", "vision__architecture": "clip"},
 }
@@ -95,14 +97,20 @@ def _visible_pixels(keep: Tensor) -> Tensor:
     return squares.reshape(-1, 1, 64, 64)
 
 
+def _encoder(tower: str) -> VisionEncoder:
+    encoder = minute_model(minute_config(image_size=64, **TOWERS[tower])).vision_encoder
+    if tower == "blanked":
+        encoder.masked_stem = "blanked"
+    return encoder
+
+
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("tower", TOWERS)
 def test_masked_pixels_influence_no_visible_token(tower: str, training: bool):
-    encoder = minute_model(minute_config(image_size=64, **TOWERS[tower])).vision_encoder
-    encoder.train(training)
+    encoder = _encoder(tower).train(training)
     pictures, visible = torch.randn(3, 3, 64, 64), _visible_pixels(KEEP)
     tokens = encoder(pictures, KEEP)
-    assert tokens.shape == (3, 5 + (tower == "conv"), 16)
+    assert tokens.shape == (3, 5 + (tower in ("conv", "blanked")), 16)
     other = torch.where(visible, pictures, torch.randn(3, 3, 64, 64) * 1e3)
     assert torch.equal(encoder(other, KEEP), tokens)
     one = KEEP[1, 2]  # of a visible patch, by contrast, every pixel counts
@@ -111,9 +119,9 @@ def test_masked_pixels_influence_no_visible_token(tower: str, training: bool):
     assert not torch.equal(encoder(changed, KEEP)[1], tokens[1])
 
 
-@pytest.mark.parametrize("tower", ["vit", "clip"])
+@pytest.mark.parametrize("tower", ["vit", "clip", "blanked"])
 def test_patches_have_their_position_before_others_are_dropped(tower: str):
-    encoder = minute_model(minute_config(image_size=64, **TOWERS[tower])).vision_encoder
+    encoder = _encoder(tower)
     picture = torch.randn(1, 3, 64, 64)
     everything = torch.arange(16)[None]
     torch.testing.assert_close(encoder(picture, everything), encoder(picture))
@@ -137,8 +145,26 @@ def test_the_summary_of_a_masked_view_is_the_mean_of_visible_cells():
         torch.testing.assert_close(got[row], cells[:, :, 0, 0].mean(dim=0))
 
 
-def test_batch_statistics_describe_whole_pictures_only():
-    encoder = minute_model(minute_config(image_size=64)).vision_encoder.train()
+def test_a_blanked_view_is_the_whole_picture_with_nothing_in_the_removed_patches():
+    encoder = _encoder("blanked")
+    pictures = torch.randn(3, 3, 64, 64)
+    cells = encoder.stem(pictures * _visible_pixels(KEEP)).flatten(2)
+    for row, patches in enumerate(KEEP.tolist()):
+        wanted = cells[row][:, patches].mean(dim=1)
+        torch.testing.assert_close(encoder(pictures, KEEP)[row, -1], wanted)
+    # patch 6 touches patch 5, whose last column it sees; patches by themselves do not
+    changed = pictures.clone()
+    changed[0, :, 16:32, 31] += 3.0
+    last = torch.tensor([[5, 6], [5, 6], [5, 6]])
+    for tower, moves in (("blanked", True), ("conv", False)):
+        stem_cells = _encoder(tower)._stem_cells
+        before, after = (stem_cells(encoder.stem, x, last)[0, 1] for x in (pictures, changed))
+        assert torch.equal(before, after) is not moves, tower
+
+
+@pytest.mark.parametrize("tower", ["conv", "blanked"])
+def test_batch_statistics_describe_whole_pictures_only(tower: str):
+    encoder = _encoder(tower).train()
     pictures = torch.randn(3, 3, 64, 64)
     before = {name: tensor.clone() for name, tensor in encoder.named_buffers()}
     encoder(pictures, KEEP).sum().backward()

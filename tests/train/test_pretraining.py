@@ -19,6 +19,12 @@ QUIET = ("run.evaluate_every_epochs=1000", "augment.scale=0.0")
 SWITCHES = {
     "released": ("reconstruction.teacher_init=random", "reconstruction.teacher_update=micro_batch"),
     "ours": ("reconstruction.feature_mim=decoder", "reconstruction.feature_mlm=predictor"),
+    "contrast": (
+        "reconstruction.feature_mim=decoder",
+        "reconstruction.feature_target=channel",
+        "reconstruction.stem=blanked",
+        "reconstruction.contrast_weight=1.0",
+    ),
     "m3ae": (
         "reconstruction.views=separate",
         "reconstruction.mim_layer=0",
@@ -56,10 +62,56 @@ def test_every_set_of_switches_trains(name: str, synth: Path, tmp_path: Path):
     expected = {"mim_loss", "mlm_loss", "itm_loss", "mlm_accuracy", "itm_accuracy"}
     if name != "m3ae":
         expected |= {"feature_mim_loss", "feature_mlm_loss"}
+    if name == "contrast":
+        expected |= {"contrast_loss", "contrast_accuracy"}
     assert set(metrics) == expected
     assert set(_losses(tmp_path / "run")[0]) == {n for n in expected if n.endswith("_loss")} | {
         "loss"
     }
+
+
+PICTURES = """
+[[datasets]]
+name = "pictures"
+path = "questions"
+prefix = "images_"
+
+[[tasks]]
+name = "pictures"
+kind = "retrieval"
+datasets = ["pictures"]
+prompt = "a picture"
+reads = []
+"""
+
+
+def test_a_picture_is_shown_without_a_text_only_where_it_has_none(synth: Path, tmp_path: Path):
+    path = write_recipe(tmp_path, "captions")
+    path.write_text(path.read_text(encoding="utf-8") + PICTURES, encoding="utf-8")
+    captioned = PreTraining(load_recipe(path), synth, tmp_path / "all", None, itm=True)
+    assert all(task == 0 for picture in captioned.pictures for task, _ in picture.examples)
+    recipe = load_recipe(path, ("datasets.0.fraction=0.5", "optim.epochs=1"))
+    few = PreTraining(recipe, synth, tmp_path / "few", None, itm=True)
+    assert [p.path for p in few.pictures] == [p.path for p in captioned.pictures]
+    tasks = [{task for task, _ in picture.examples} for picture in few.pictures]
+    assert {0} in tasks
+    assert {1} in tasks
+    assert all(len(one) == 1 for one in tasks)
+    pairs = few.module.pairs(["a picture", "a picture of a disc"], torch.zeros(2, 3, 32, 32))
+    assert pairs.is_worded.tolist() == [False, True]
+    metrics = few.execute()["reconstruction"]
+    # every validation picture has its caption, though a prompt stands beside it
+    assert metrics["itm_accuracy"]["n"] == metrics["mlm_loss"]["n"]
+
+
+def test_pictures_alone_have_no_words_to_predict_or_match(synth: Path, tmp_path: Path):
+    path = write_recipe(tmp_path)
+    path.write_text(path.read_text(encoding="utf-8") + PICTURES, encoding="utf-8")
+    settings = (*QUIET, *SWITCHES["contrast"], "optim.epochs=1")
+    metrics = pretrain(load_recipe(path, settings), synth, tmp_path / "run")["reconstruction"]
+    assert metrics["mlm_loss"]["value"] == 0.0
+    assert metrics["mim_loss"]["value"] > 0.0
+    assert not {"itm_loss", "contrast_loss"} & set(metrics)
 
 
 def test_pairs_are_learnt(synth: Path, tmp_path: Path):

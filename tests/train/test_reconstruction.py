@@ -149,6 +149,29 @@ def test_feature_mim_is_its_formula(kind: Any):
     assert float(loss.detach()) == pytest.approx(np.mean(terms), rel=1e-5)
 
 
+def test_a_target_by_channel_tells_patches_apart_where_all_tokens_are_nearly_alike():
+    features, decoder = _features(), MIMDecoder(D, W, 1, 1, side=3, patch_size=2)
+    alike = features.teacher_image[:1, :1] + 0.01 * features.teacher_image
+    features = dataclasses.replace(features, teacher_image=alike)
+    teacher = alike[:, 1:].double().numpy()
+    rows = np.array([teacher[b, p] for b in range(B) for p in features.removed[b].tolist()])
+    spread = (rows - rows.mean(axis=0)) / np.sqrt(rows.var(axis=0) + 1e-5)
+    losses = {}
+    for target in ("token", "channel"):
+        loss_module = FeatureMIM("decoder", D, W, target)
+        # the best that a predictor which sees nothing can do
+        nn.init.zeros_(loss_module.predictor.weight)
+        constant = rows - rows.mean(axis=1, keepdims=True)
+        constant = (constant / np.sqrt(rows.var(axis=1, keepdims=True) + 1e-5)).mean(axis=0)
+        best = constant if target == "token" else np.zeros(D)
+        loss_module.predictor.bias.data = torch.tensor(best, dtype=torch.float32)
+        loss = loss_module(features, decoder, torch.randn(B, N, W))
+        losses[target] = float(loss.detach())
+    assert losses["channel"] == pytest.approx(np.mean(spread**2), rel=1e-2)
+    assert losses["channel"] > 0.8
+    assert losses["token"] < 0.01
+
+
 @pytest.mark.parametrize("kind", ["projected", "predictor", "predictor_masked"])
 def test_feature_mlm_is_its_formula(kind: Any):
     features, batch, loss_module = _features(), _batch(), FeatureMLM(kind, D)
@@ -230,6 +253,15 @@ def test_nothing_counts_where_no_picture_is_wrong(count: int):
     assert not draw_matches(batch, rng())[1].any()
 
 
+def test_a_text_without_words_matches_no_picture_and_fails_none():
+    batch = random_pairs(4, side=8)
+    batch.word_ids[2] = -1
+    drawn = [draw_matches(batch, rng(seed)) for seed in range(60)]
+    assert not any(counted[2] for _, counted in drawn)
+    # its picture is still a wrong one for the others
+    assert any((picture[[0, 1, 3]] == 2).any() for picture, _ in drawn)
+
+
 # --- the whole objective ---------------------------------------
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -237,6 +269,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "decoder": {"feature_mim": "decoder", "feature_mlm": "predictor", "views": "separate"},
     "visible": {"feature_mim": "visible", "feature_mlm": "predictor_masked", "mim_layer": 1},
     "m3ae": {"feature_mim": "none", "feature_mlm": "none", "views": "separate", "mim_layer": 1},
+    "contrast": {
+        "feature_mim": "decoder",
+        "feature_target": "channel",
+        "feature_mlm": "predictor",
+        "contrast_weight": 0.3,
+        "stem": "blanked",
+    },
 }
 NAMES = {"mim_loss", "mlm_loss", "feature_mim_loss", "feature_mlm_loss", "itm_loss"}
 
@@ -246,8 +285,10 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(variant: str):
     objective = minute_reconstruction(alpha=0.6, itm_weight=2.0, **VARIANTS[variant])
     output = objective(random_pairs(4), rng())
     features = {"feature_mim_loss", "feature_mlm_loss"} if variant != "m3ae" else set()
-    assert set(output.parts) == {"mim_loss", "mlm_loss", "itm_loss"} | features
+    contrast = {"contrast_loss"} if variant == "contrast" else set()
+    assert set(output.parts) == {"mim_loss", "mlm_loss", "itm_loss"} | features | contrast
     weight = dict.fromkeys(NAMES, 0.6) | dict.fromkeys(features, 0.4) | {"itm_loss": 2.0}
+    weight["contrast_loss"] = 0.3
     wanted = sum(weight[name] * float(part.detach()) for name, part in output.parts.items())
     assert float(output.loss.detach()) == pytest.approx(wanted, rel=1e-5)
     assert output.loss.dtype == torch.float32
@@ -262,6 +303,32 @@ def test_calibration_has_no_matching_and_weights_of_its_own():
     assert set(output.parts) == NAMES - {"itm_loss"}
     pixels_and_words = float(output.parts["mim_loss"].detach() + output.parts["mlm_loss"].detach())
     assert float(output.loss.detach()) == pytest.approx(pixels_and_words, rel=1e-3)
+
+
+def test_contrast_tells_the_pairs_of_a_batch_apart_by_their_unfused_embeddings():
+    objective = minute_reconstruction(contrast_weight=1.0).eval()
+    batch = random_pairs(5)
+    batch.input_ids[3], batch.attention_mask[3] = batch.input_ids[0], batch.attention_mask[0]
+    batch.word_ids[1] = -1  # a picture without a text of its own
+    with torch.no_grad():
+        output = objective(batch, rng())
+        image = objective.model.encode_image(batch.pixel_values)[1].double().numpy()
+        text = objective.model.encode_text(batch.input_ids, batch.attention_mask)[1]
+    rows = [0, 2, 3, 4]
+    scores = np.exp(image[rows] @ text.double().numpy()[rows].T / 0.07)
+    right = np.eye(4) + np.eye(4)[[2, 1, 0, 3]] * [[1], [0], [1], [0]]  # 0 and 3 share a text
+    terms = [-np.log((s * right).sum(axis=1) / s.sum(axis=1)) for s in (scores, scores.T)]
+    assert float(output.parts["contrast_loss"]) == pytest.approx(np.mean(terms), rel=1e-4)
+    hits = right[np.arange(4), scores.argmax(axis=1)]
+    assert float(output.aux["contrast_accuracy"]) == pytest.approx(hits.mean())
+
+
+def test_contrast_belongs_to_matching_and_needs_two_texts():
+    calibration = minute_reconstruction(itm=False, contrast_weight=1.0)
+    assert "contrast_loss" not in calibration(random_pairs(4), rng()).parts
+    batch = random_pairs(3)
+    batch.word_ids[1:] = -1
+    assert "contrast_loss" not in minute_reconstruction(contrast_weight=1.0)(batch, rng()).parts
 
 
 @pytest.mark.parametrize("views", ["joint", "separate"])
@@ -471,6 +538,9 @@ def test_positions_tell_all_patches_apart():
         ({"alpha": 1.5}, "alpha: 1.5"),
         ({"teacher_decay": 1.0}, "teacher_decay: 1.0"),
         ({"itm_weight": -1.0}, "itm_weight: -1.0"),
+        ({"contrast_weight": -0.5}, "contrast_weight: -0.5"),
+        ({"stem": "blank"}, "stem: 'blank'.*'patchwise', 'blanked'"),
+        ({"feature_target": "batch"}, "feature_target: 'batch'.*'token', 'channel'"),
         ({"decoder_layers": 0}, "decoder_layers: 0"),
         ({"decoder_heads": -2}, "decoder_heads: -2"),
         ({"feature_mim": "on"}, "feature_mim: 'on'.*'released', 'decoder', 'visible', 'none'"),

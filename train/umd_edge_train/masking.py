@@ -15,12 +15,21 @@ from torch import Tensor
 from umd_edge._tokenizer import TextTokenizer
 from umd_edge.errors import UsageError
 
-__all__ = ["IGNORED", "Vocabulary", "mask_patches", "mask_words", "visible_patches", "word_ids"]
+__all__ = [
+    "IGNORED",
+    "NO_WORD",
+    "Vocabulary",
+    "mask_patches",
+    "mask_words",
+    "visible_patches",
+    "word_ids",
+]
 
 IGNORED = -100
 """Target of a token that is not to be predicted."""
+NO_WORD = -1
+"""Word of a token that belongs to none."""
 _MASK_TOKENS = ("[MASK]", "<mask>")  # BERT's and RoBERTa's
-_NO_WORD = -1
 _MASKED, _REPLACED = 0.8, 0.1  # the rest of the chosen tokens stays as it is
 
 
@@ -80,7 +89,7 @@ def word_ids(tokenizer: TextTokenizer, texts: Sequence[str]) -> tuple[Tensor, Te
     """
     ids, mask = tokenizer.encode(texts)
     special = _special_ids(tokenizer)
-    words = torch.full(ids.shape, _NO_WORD)
+    words = torch.full(ids.shape, NO_WORD)
     for row, text in enumerate(texts):
         encoding = tokenizer._tokenizer.encode(text)
         for column, (token, word) in enumerate(zip(encoding.ids, encoding.word_ids, strict=True)):

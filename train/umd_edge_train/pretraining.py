@@ -1,7 +1,9 @@
 """Self-supervised runs: MR-Pretrain on pairs of picture and text, TD-Calib on one downstream set.
 
 A pair is any example of any task of the recipe: its picture with the text that the task reads
-(caption, question or prompt). Labels and answers are never used. Source: UMD (arXiv 2404.06057).
+(caption, question or prompt). Labels and answers are never used. A task that reads no text
+gives pictures alone: its prompt, the same for each, is nothing to learn from, and a picture that
+another task has a text for is shown with that. Source: UMD (arXiv 2404.06057).
 """
 
 from __future__ import annotations
@@ -18,10 +20,10 @@ from umd_edge._preprocess import PreprocessSpec
 from umd_edge._tokenizer import TextTokenizer
 from umd_edge.errors import UsageError
 
-from .batches import Batch
+from .batches import Batch, Picture
 from .checkpoint import load_weights
 from .losses import Precision, autocast
-from .masking import Vocabulary, word_ids
+from .masking import NO_WORD, Vocabulary, word_ids
 from .objectives import MultiLevelReconstruction, PairBatch
 from .pictures import PictureStore
 from .recipe import Recipe
@@ -42,16 +44,20 @@ class _PairStep(nn.Module):
         objective: MultiLevelReconstruction,
         tokenizer: TextTokenizer,
         precision: Precision,
+        prompts: frozenset[str],
     ) -> None:
         super().__init__()
         self.objective = objective
         self.tokenizer = tokenizer
         self.precision: Precision = precision
+        self.prompts = prompts
 
     def pairs(self, texts: list[str], pixel_values: Tensor) -> PairBatch:
-        """Pictures with their texts, on the pictures' device."""
-        ids, mask, words = (t.to(pixel_values.device) for t in word_ids(self.tokenizer, texts))
-        return PairBatch(pixel_values, ids, mask, words)
+        """Pictures with their texts, on the pictures' device; a prompt alone has no words."""
+        ids, mask, words = word_ids(self.tokenizer, texts)
+        words[[text in self.prompts for text in texts]] = NO_WORD
+        device = pixel_values.device
+        return PairBatch(pixel_values, ids.to(device), mask.to(device), words.to(device))
 
     def forward(
         self, batch: Batch, pixel_values: Tensor, rng: torch.Generator, pictures: float
@@ -79,6 +85,13 @@ class PreTraining(Run):
         super().__init__(
             replace(recipe, optim=replace(recipe.optim, texts_per_image=1)), data, out, init
         )
+        self.pictures = [self._with_its_texts(picture) for picture in self.pictures]
+
+    def _with_its_texts(self, picture: Picture) -> Picture:
+        """A picture that has texts is never shown without."""
+        tasks = self.corpus.tasks
+        worded = tuple(pair for pair in picture.examples if tasks[pair[0]].text_paths)
+        return replace(picture, examples=worded or picture.examples)
 
     def build(self) -> nn.Module:
         """The model with the heads, the decoder and the teacher of the objective."""
@@ -86,7 +99,11 @@ class PreTraining(Run):
             self.model, self.recipe.reconstruction, Vocabulary.of(self.tokenizer), itm=self.itm
         )
         self._continue_heads()
-        return _PairStep(self.objective, self.tokenizer, self.optim.precision)
+        return self._pair_step()
+
+    def _pair_step(self) -> _PairStep:
+        prompts = frozenset(task.prompt for task in self.corpus.tasks if not task.text_paths)
+        return _PairStep(self.objective, self.tokenizer, self.optim.precision, prompts)
 
     def _continue_heads(self) -> None:
         """Heads and decoder of the run that this one starts from, where they are of this shape."""
@@ -119,14 +136,15 @@ class PreTraining(Run):
     @torch.no_grad()
     def validate(self) -> dict[str, Any]:
         """Losses and accuracies on the validation pairs, under masks that never change."""
-        examples = {
-            e.image_path: e for sets in self.corpus.validation for s in sets for e in s.examples
-        }
+        listed = zip(self.corpus.tasks, self.corpus.validation, strict=True)
+        # texts last, so that they count where a picture also stands without
+        by_text = sorted(listed, key=lambda pair: bool(pair[0].text_paths))
+        examples = {e.image_path: e for _, sets in by_text for s in sets for e in s.examples}
         paths = sorted(examples)
         totals: dict[str, float] = {}
         counts: dict[str, int] = {}
         self.objective.eval()
-        step = _PairStep(self.objective, self.tokenizer, self.optim.precision)
+        step = self._pair_step()
         for start in range(0, len(paths), _VALIDATED_PER_BATCH):
             chosen = paths[start : start + _VALIDATED_PER_BATCH]
             pixel_values = _pixel_values(self.held_out, chosen, self.spec)

@@ -43,17 +43,29 @@ class ReconstructionConfig:
     """Weight of each feature loss; negative: 1 - `alpha`. Released for TD-Calib: 1e-5."""
     itm_weight: float = 1.0
     """Weight of image-text matching, where it takes part."""
+    contrast_weight: float = 0.0
+    """Weight of the contrast between the unfused embeddings of clean pictures and texts of a batch,
+    where matching takes part. Released: 0; the authors tried it and switched it off."""
     mim_layer: int = -1
     """Fusion layer whose input the MIM decoder reads; -1: the last one's output. M3AE: 3."""
     feature_mim: Literal["released", "decoder", "visible", "none"] = "released"
     """`released`: the mask token against the teacher's embedded patches, which teaches the encoders
     nothing. `decoder`: a predictor behind the decoder. `visible`: the visible patches alone."""
+    feature_target: Literal["token", "channel"] = "token"
+    """What `decoder` normalises the teacher's tokens over. `token`: the channels of each, so that a
+    teacher whose tokens are all alike is met by a constant. `channel`: each channel over all
+    removed patches of the batch, so that what tells them apart has unit variance."""
     feature_mlm: Literal["projected", "predictor", "predictor_masked", "none"] = "projected"
     """`projected`: one projection of both sides, all positions, as released. `predictor`: on the
     student's side only, real tokens. `predictor_masked`: the same on the predicted tokens alone."""
     views: Literal["joint", "separate"] = "joint"
     """`joint`: one forward with picture and text masked together. `separate`: masked text with the
     whole picture, and masked picture with the whole text, as M3AE."""
+    stem: Literal["patchwise", "blanked"] = "patchwise"
+    """What a convolutional stem makes of a masked picture. `patchwise`: each visible patch is a
+    picture of its own. `blanked`: the whole picture with its removed patches blank, so that the
+    stem keeps the surroundings and borders that it has in fine-tuning. Either way visible patches
+    alone enter the transformer. Without such a stem both are the same."""
     teacher_init: Literal["student", "random"] = "student"
     """Where the teacher starts: as a copy, or newly built (released)."""
     teacher_decay: float = 0.995
@@ -76,7 +88,9 @@ class ReconstructionConfig:
             "0 or more and less than 1",
             holds=0.0 <= self.teacher_decay < 1.0,
         )
-        _require("itm_weight", self.itm_weight, "0 or more", holds=self.itm_weight >= 0.0)
+        for path in ("itm_weight", "contrast_weight"):
+            weight = float(getattr(self, path))
+            _require(path, weight, "0 or more", holds=weight >= 0.0)
         _require("decoder_layers", self.decoder_layers, "1 or more", holds=self.decoder_layers >= 1)
         for path in ("decoder_width", "decoder_heads"):
             size = int(getattr(self, path))
@@ -96,6 +110,7 @@ class ReconstructionConfig:
             "feature_mim_loss": feature,
             "feature_mlm_loss": feature,
             "itm_loss": self.itm_weight,
+            "contrast_loss": self.contrast_weight,
         }
 
     @property

@@ -57,6 +57,8 @@ class Stage:
     """From the grid's folder. With `{dataset}` a stage belongs to one data set; without it, it
     is shared by all."""
     set: tuple[str, ...] = ()
+    """`{fraction}` and `{repeat}` stand for what `Grid.fraction_settings` says: a stage that
+    learns from labels, or from texts made of them, is told of how many patients."""
     options: tuple[str, ...] = ()
     """Further options of the command."""
     cost: float = 1.0
@@ -238,6 +240,10 @@ def load_grid(path: str | Path) -> Grid:
     return from_dict(Grid, table, "grid")
 
 
+def _of(fraction: float, setting: str) -> str:
+    return setting.replace(_FRACTION, f"{fraction:g}").replace(_REPEAT, f"{round(1 / fraction)}")
+
+
 def _digest(path: Path) -> str:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -257,10 +263,16 @@ class _Planner:
         self.jobs: dict[str, Job] = {}
 
     def job(
-        self, stage: Stage, dataset: str, seed: int, extra: tuple[str, ...], parent: str
+        self,
+        stage: Stage,
+        dataset: str,
+        fraction: float,
+        seed: int,
+        extra: tuple[str, ...],
+        parent: str,
     ) -> str:
         recipe = self.folder / stage.recipe.replace(_DATASET, dataset)
-        settings = [text.replace(_DATASET, dataset) for text in stage.set]
+        settings = [_of(fraction, text.replace(_DATASET, dataset)) for text in stage.set]
         settings += [*extra, f"seed={seed}"]
         arguments = [stage.command, "--recipe", str(recipe), *stage.options]
         for setting in settings:
@@ -287,15 +299,12 @@ class _Planner:
     ) -> Cell:
         extra = (*arm.set, *trial)
         if fraction < 1.0:
-            extra += tuple(
-                text.replace(_FRACTION, f"{fraction:g}").replace(_REPEAT, f"{round(1 / fraction)}")
-                for text in self.grid.fraction_settings
-            )
+            extra += tuple(_of(fraction, text) for text in self.grid.fraction_settings)
         chain: list[str] = []
         for position, name in enumerate(arm.stages, start=1):
             own = extra if position == len(arm.stages) else ()
             parent = chain[-1] if chain else ""
-            chain.append(self.job(self.stages[name], dataset, seed, own, parent))
+            chain.append(self.job(self.stages[name], dataset, fraction, seed, own, parent))
         return Cell(
             dataset=dataset,
             arm=arm.name,

@@ -5,8 +5,9 @@ A `transformers` ViT or CLIP tower, built from a config or loaded from a checkpo
 convolutions help transformers see better", arXiv 2106.14881), which learns faster from few
 pictures. Batch normalisation there is folded into the convolutions at export.
 
-A masked view holds some patches only: the others never enter the encoder, which saves their work
-and keeps their pixels from leaking through overlapping convolutions.
+A masked view holds some patches only: the others never enter the transformer, and their pixels
+reach no convolution either. A stem sees each visible patch as a picture of its own, or the whole
+picture with the others blank, as in SparK (arXiv 2301.03580) and ConvMAE (arXiv 2205.03892).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -61,8 +62,8 @@ class _StemLayer(nn.Module):
         self.norm = nn.BatchNorm2d(outputs)
         self.pools = pools
 
-    def _normalise_patches(self, x: Tensor) -> Tensor:
-        """By the patches' own statistics, which are none of a whole picture's: not recorded."""
+    def _normalise_masked(self, x: Tensor) -> Tensor:
+        """By the view's own statistics, which are none of a whole picture's: not recorded."""
         norm = self.norm
         if x.numel() == x.shape[1]:  # a single value a channel has no spread
             running = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
@@ -73,14 +74,14 @@ class _StemLayer(nn.Module):
             x, None, None, norm.weight, norm.bias, training=True, eps=norm.eps
         )
 
-    def forward(self, x: Tensor, of_patches: bool = False) -> Tensor:
+    def forward(self, x: Tensor, masked: bool = False) -> Tensor:
         if self.training:
             # Keeps the two orders one function. Through `data`, as only the first of several
             # forwards in a step changes anything: the graphs of the others stay valid.
             self.norm.weight.data.clamp_(min=_SMALLEST_SCALE)
             x = self.convolution(x)
             x = functional.max_pool2d(x, 2) if self.pools else x
-            normed = self._normalise_patches(x) if of_patches else self.norm(x)
+            normed = self._normalise_masked(x) if masked else self.norm(x)
             return functional.relu(normed, inplace=True)
         x = functional.relu(self.norm(self.convolution(x)))
         return functional.max_pool2d(x, 2) if self.pools else x
@@ -99,17 +100,17 @@ class ConvStem(nn.Module):
                 width = wide
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, pixel_values: Tensor, of_patches: bool = False) -> Tensor:
+    def forward(self, pixel_values: Tensor, masked: bool = False) -> Tensor:
         """(B, 3, H, W) float32 -> (B, C, H / 2**n, W / 2**n) float32.
 
-        `of_patches` says that the pictures are patches of others: in training their statistics
-        normalise them and are then forgotten.
+        `masked` says that the pictures are patches of others, or blank in parts: in training
+        their statistics normalise them and are then forgotten.
         """
         if self.training:  # on a CPU the convolutions are half as fast again in this layout
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         x = pixel_values
         for layer in self.layers:
-            x = layer(x, of_patches)
+            x = layer(x, masked)
         return x
 
 
@@ -177,6 +178,14 @@ def resize_positions(name: str, published: Tensor, own: Tensor) -> Tensor:
     return rows.reshape(*own.shape[:-1], rows.shape[-1])
 
 
+def _blank(pixel_values: Tensor, keep: Tensor, side: int) -> Tensor:
+    """(B, 3, H, W) with 0, the mean grey, everywhere but in the patches `keep` (B, K)."""
+    batch, _, height, width = pixel_values.shape
+    shown = pixel_values.new_zeros(batch, height // side * (width // side)).scatter(1, keep, 1.0)
+    grid = shown.view(batch, 1, height // side, width // side)
+    return pixel_values * functional.interpolate(grid, scale_factor=side, mode="nearest")
+
+
 def _patches(pixel_values: Tensor, side: int) -> Tensor:
     """(B, 3, H, W) -> (B, N, 3, side, side), row by row."""
     batch, channels, height, width = pixel_values.shape
@@ -196,6 +205,8 @@ class VisionEncoder(nn.Module):
         self.hidden_size = config.vision.hidden_size
         self.patch_size = config.vision.patch_size
         self.is_clip = config.vision.architecture == "clip"
+        self.masked_stem: Literal["patchwise", "blanked"] = "patchwise"
+        """What the stem makes of a masked view; see `ReconstructionConfig.stem`."""
         if config.vision.pretrained:
             self._fill(config)
 
@@ -252,12 +263,16 @@ class VisionEncoder(nn.Module):
             handle.remove()
 
     def _stem_cells(self, stem: ConvStem, pixel_values: Tensor, keep: Tensor) -> Tensor:
-        """The stem's cells (B, K, C) of the patches `keep` (B, K), each a picture of its own."""
+        """The stem's cells (B, K, C) of the patches `keep` (B, K)."""
         side = self.patch_size
+        if self.masked_stem == "blanked":
+            grid: Tensor = stem(_blank(pixel_values, keep, side), masked=True)
+            cells = grid.flatten(2).transpose(1, 2)
+            return cells.gather(1, keep[..., None].expand(-1, -1, cells.shape[2]))
         index = keep[..., None, None, None].expand(-1, -1, 3, side, side)
         patches = _patches(pixel_values, side).gather(1, index)
-        cells: Tensor = stem(patches.flatten(0, 1), of_patches=True)
-        return cells.view(*keep.shape, -1)
+        alone: Tensor = stem(patches.flatten(0, 1), masked=True)
+        return alone.view(*keep.shape, -1)
 
     def _behind_stem(self, stem: ConvStem, pixel_values: Tensor, keep: Tensor | None) -> Tensor:
         if keep is None:

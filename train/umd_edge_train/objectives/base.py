@@ -23,6 +23,11 @@ class PairBatch:
     """(B, L) int64: index of the word that a token belongs to, -1 for special tokens and padding
     (see `masking.word_ids`)."""
 
+    @property
+    def is_worded(self) -> Tensor:
+        """(B,) bool: which texts say something of their picture."""
+        return (self.word_ids >= 0).any(dim=1)
+
 
 @dataclass(frozen=True, slots=True)
 class PairFeatures:

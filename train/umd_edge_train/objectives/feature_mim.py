@@ -17,6 +17,8 @@ from .base import PairFeatures
 
 __all__ = ["FeatureMIM"]
 
+_EPS = 1e-5
+
 
 def _at(tokens: Tensor, patches: Tensor) -> Tensor:
     """(B, N, D) at (B, M) -> (B, M, D) float32."""
@@ -30,22 +32,35 @@ class FeatureMIM(nn.Module):
       decoder's blocks take no part, so the student's encoders and fusion get no gradient at all;
       only the mask token and, through the target, the embedding do.
     * `decoder`: on the removed patches, a linear predictor behind the decoder's last LayerNorm
-      against T after a LayerNorm without weights.
+      against normalised T: each token over its channels, or each channel over the tokens.
     * `visible`: on the visible patches, the student's tokens against T.
 
     Args:
         kind: Which of these.
         width: D, the fusion's.
         decoder_width: W, the MIM decoder's.
+        target: What `decoder` normalises T over; see `ReconstructionConfig.feature_target`.
     """
 
     def __init__(
-        self, kind: Literal["released", "decoder", "visible"], width: int, decoder_width: int
+        self,
+        kind: Literal["released", "decoder", "visible"],
+        width: int,
+        decoder_width: int,
+        target: Literal["token", "channel"] = "token",
     ) -> None:
         super().__init__()
         self.kind = kind
+        self.target = target
         if kind == "decoder":
             self.predictor = nn.Linear(decoder_width, width)
+
+    def _normalise(self, teacher: Tensor) -> Tensor:
+        """(B, M, D) -> (B, M, D)."""
+        if self.target == "token":
+            return functional.layer_norm(teacher, teacher.shape[-1:])
+        variance, mean = torch.var_mean(teacher, dim=(0, 1), correction=0)
+        return (teacher - mean) / torch.sqrt(variance + _EPS)
 
     def forward(self, features: PairFeatures, decoder: MIMDecoder, decoded: Tensor) -> Tensor:
         """The loss.
@@ -64,9 +79,8 @@ class FeatureMIM(nn.Module):
         if self.kind == "visible":
             difference = features.image_tokens[:, 1:].float() - _at(teacher, features.keep)
         elif self.kind == "decoder":
-            target = functional.layer_norm(teacher.float(), teacher.shape[-1:])
-            predicted = self.predictor(decoded)
-            difference = _at(predicted, features.removed) - _at(target, features.removed)
+            target = self._normalise(_at(teacher, features.removed))
+            difference = _at(self.predictor(decoded), features.removed) - target
         else:
             target = decoder.embedding(_at(teacher, features.removed)).float()
             difference = decoder.mask_token.float() - target

@@ -9,10 +9,10 @@ from torch.nn import functional
 from .base import PairBatch
 from .retrieval import wrong_texts
 
-__all__ = ["draw_matches", "itm_loss"]
+__all__ = ["draw_matches", "itm_loss", "same_rows"]
 
 
-def _same_rows(rows: Tensor) -> Tensor:
+def same_rows(rows: Tensor) -> Tensor:
     """(B, ...) -> (B, B) bool: which rows are equal."""
     group: Tensor = torch.unique(rows.flatten(1), dim=0, return_inverse=True)[1]
     return torch.eq(group[:, None], group[None])
@@ -30,16 +30,17 @@ def draw_matches(batch: PairBatch, rng: torch.Generator) -> tuple[Tensor, Tensor
 
     Returns:
         The picture of each text (B,) int64, which is its own row where the pair stays true; and
-        which texts count (B,) bool. A text that no picture is wrong for does not; nor does any
-        where all would be true.
+        which texts count (B,) bool. A text without words, or one that no picture is wrong for, does
+        not; nor does any where all would be true.
     """
     count = len(batch.input_ids)
-    same = _same_rows(batch.pixel_values) | _same_rows(batch.input_ids * batch.attention_mask)
+    same = same_rows(batch.pixel_values) | same_rows(batch.input_ids * batch.attention_mask)
     wrong = wrong_texts(same.cpu(), rng)
     picture = torch.arange(count)
     swapped = torch.randperm(count, generator=rng)[count // 2 :]
     counted = torch.ones(count, dtype=torch.bool)
     counted[swapped] = wrong[swapped] >= 0
+    counted &= batch.is_worded.cpu()
     if not counted[swapped].any():
         counted[:] = False
     picture[swapped] = torch.where(counted[swapped], wrong[swapped], swapped)

@@ -22,11 +22,15 @@ from ..reconstruction_config import ReconstructionConfig
 from .base import ObjectiveOutput, PairBatch, PairFeatures
 from .feature_mim import FeatureMIM
 from .feature_mlm import FeatureMLM
-from .itm import draw_matches, itm_loss
+from .itm import draw_matches, itm_loss, same_rows
 from .mim import mim_loss, patch_pixels
 from .mlm import mlm_loss
+from .retrieval import contrastive_loss
 
 __all__ = ["MultiLevelReconstruction", "ReconstructionConfig"]
+
+_Losses = tuple[dict[str, Tensor], dict[str, Tensor]]
+"""Losses by name, and what else is worth a look."""
 
 
 def _decoder(model: UMDModel, config: ReconstructionConfig) -> MIMDecoder:
@@ -48,17 +52,19 @@ class _Clean:
 
     model: UMDModel
     batch: PairBatch
-    image: Tensor | None = None
-    text: Tensor | None = None
+    image: tuple[Tensor, Tensor] | None = None
+    text: tuple[Tensor, Tensor] | None = None
 
-    def image_tokens(self) -> Tensor:
+    def of_image(self) -> tuple[Tensor, Tensor]:
+        """Tokens and unit embedding of the pictures."""
         if self.image is None:
-            self.image, _ = self.model.encode_image(self.batch.pixel_values)
+            self.image = self.model.encode_image(self.batch.pixel_values)
         return self.image
 
-    def text_tokens(self) -> Tensor:
+    def of_text(self) -> tuple[Tensor, Tensor]:
+        """Tokens and unit embedding of the texts."""
         if self.text is None:
-            self.text, _ = self.model.encode_text(self.batch.input_ids, self.batch.attention_mask)
+            self.text = self.model.encode_text(self.batch.input_ids, self.batch.attention_mask)
         return self.text
 
 
@@ -92,11 +98,14 @@ class MultiLevelReconstruction(nn.Module):
         self.num_patches = (sizes.image_size // sizes.vision.patch_size) ** 2
         self._check(sizes.vocabulary_size, sizes.fusion.num_layers)
         self.model = model
+        model.vision_encoder.masked_stem = config.stem
         self.mim_decoder = _decoder(model, config)
         self.mlm_head = MLMHead(width, sizes.vocabulary_size, sizes.initializer_range)
         self.feature_mim: FeatureMIM | None = None
         if config.feature_mim != "none":
-            self.feature_mim = FeatureMIM(config.feature_mim, width, self.mim_decoder.width)
+            self.feature_mim = FeatureMIM(
+                config.feature_mim, width, self.mim_decoder.width, config.feature_target
+            )
         self.feature_mlm: FeatureMLM | None = None
         if config.feature_mlm != "none":
             self.feature_mlm = FeatureMLM(config.feature_mlm, width)
@@ -143,8 +152,8 @@ class MultiLevelReconstruction(nn.Module):
         if config.views == "joint":
             of_image = of_text = model.fusion_states(image, text, mask)
         else:
-            of_image = model.fusion_states(image, clean.text_tokens(), mask)
-            of_text = model.fusion_states(clean.image_tokens(), text, mask)
+            of_image = model.fusion_states(image, clean.of_text()[0], mask)
+            of_text = model.fusion_states(clean.of_image()[0], text, mask)
         return PairFeatures(
             keep=keep,
             removed=removed,
@@ -164,8 +173,8 @@ class MultiLevelReconstruction(nn.Module):
         """Logits (M,) of the texts (M,) with their pictures (M,), rows of the batch."""
         absent = self.model.match_head.weight.new_zeros(len(texts), self.model.num_fields)
         joint = self.model.fuse_tokens(
-            clean.image_tokens()[picture],
-            clean.text_tokens()[texts],
+            clean.of_image()[0][picture],
+            clean.of_text()[0][texts],
             clean.batch.attention_mask[texts],
             absent,
             absent,
@@ -192,6 +201,29 @@ class MultiLevelReconstruction(nn.Module):
         aux = {"keep": features.keep, "targets": features.targets, "mlm_accuracy": accuracy}
         return parts, aux
 
+    def _match(self, batch: PairBatch, clean: _Clean, rng: torch.Generator) -> _Losses:
+        """Does this picture belong to this text? Nothing where no picture is wrong."""
+        picture, counted = draw_matches(batch, rng)
+        texts = torch.nonzero(counted).flatten()
+        if not len(texts):
+            return {}, {}
+        logits = self._match_logits(clean, picture[texts], texts)
+        loss, accuracy = itm_loss(logits, picture[texts] == texts)
+        return {"itm_loss": loss}, {"itm_accuracy": accuracy}
+
+    def _contrast(self, batch: PairBatch, clean: _Clean) -> _Losses:
+        """Which of the batch's texts belongs to this picture, and which picture to this text?"""
+        rows = torch.nonzero(batch.is_worded).flatten()
+        if not self.config.contrast_weight or len(rows) < 2:
+            return {}, {}
+        same = same_rows((batch.input_ids * batch.attention_mask)[rows])
+        image, text = (unit[1][rows].float() for unit in (clean.of_image(), clean.of_text()))
+        with torch.autocast(image.device.type, enabled=False):
+            nearest = (image.detach() @ text.detach().T).argmax(dim=1, keepdim=True)
+            loss = contrastive_loss(image, text, same).mean()
+        accuracy = same.gather(1, nearest).float().mean()
+        return {"contrast_loss": loss}, {"contrast_accuracy": accuracy}
+
     def forward(self, batch: PairBatch, rng: torch.Generator) -> ObjectiveOutput:
         """The losses of a batch.
 
@@ -203,20 +235,18 @@ class MultiLevelReconstruction(nn.Module):
             rng: Source of randomness; one on the CPU gives the same masks on every device.
 
         Returns:
-            Parts `mim_loss`, `mlm_loss`, and `feature_mim_loss`, `feature_mlm_loss`, `itm_loss`
-            where they take part; a batch in which no picture is wrong, such as one of a single
-            pair, has no `itm_loss`. Aux: `mlm_accuracy`, `itm_accuracy`, `keep` (B, K), `targets`
-            (B, L).
+            Parts `mim_loss`, `mlm_loss`, and `feature_mim_loss`, `feature_mlm_loss`, `itm_loss`,
+            `contrast_loss` where they take part; a batch in which no picture is wrong, such as one
+            of a single pair, has neither of the last two. Aux: `mlm_accuracy`, `itm_accuracy`,
+            `contrast_accuracy`, `keep` (B, K), `targets` (B, L).
         """
         clean = _Clean(self.model, batch)
         features = self._add_teacher(batch, self._masked_views(batch, clean, rng))
         parts, aux = self._reconstruct(batch, features)
         if self.itm:
-            picture, counted = draw_matches(batch, rng)
-            texts = torch.nonzero(counted).flatten()
-            if len(texts):
-                logits = self._match_logits(clean, picture[texts], texts)
-                parts["itm_loss"], aux["itm_accuracy"] = itm_loss(logits, picture[texts] == texts)
+            for losses in (self._match(batch, clean, rng), self._contrast(batch, clean)):
+                parts |= losses[0]
+                aux |= losses[1]
         if clean.image is None:
             # A quarter of the pictures is enough for a running average.
             self.model.vision_encoder.refresh_statistics(
