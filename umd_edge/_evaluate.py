@@ -26,6 +26,7 @@ __all__ = [
     "example_metrics",
     "find_task",
     "predict_examples",
+    "rank_examples",
     "rank_pool",
 ]
 

@@ -18,7 +18,7 @@ from umd_edge.errors import DataError
 
 from .recipe import DatasetConfig, Recipe, StructuredConfig
 
-__all__ = ["Corpus", "load_corpus"]
+__all__ = ["Corpus", "load_corpus", "read_split"]
 
 _UNUSED = StructuredField(name="unused", kind="numeric")
 
@@ -77,6 +77,29 @@ def _free_records(records: list[Record], others: list[Record]) -> list[Record]:
     ]
 
 
+def read_split(
+    dataset: DatasetConfig, data: Path, split: str, *, free_only: bool
+) -> tuple[list[Record], int]:
+    """The records of one split that may take part, and the number of those that may not.
+
+    Args:
+        dataset: One of a recipe's data sets.
+        data: Folder that holds the data sets' folders.
+        split: `train`, `val` or `test`.
+        free_only: Only records that are free of non-commercial clauses.
+
+    Raises:
+        DataError: A manifest is missing or broken.
+    """
+    path = data / dataset.path / f"{dataset.prefix}{split}.jsonl"
+    records = read_records(path)
+    if not free_only:
+        return records, 0
+    others = dataset.free_with.replace("{split}", split)
+    free = _free_records(records, read_records(path.with_name(others)) if others else [])
+    return free, len(records) - len(free)
+
+
 def _split(
     recipe: Recipe, dataset: DatasetConfig, data: Path
 ) -> tuple[list[Record], list[Record], dict[str, object]]:
@@ -85,13 +108,11 @@ def _split(
     hashes: dict[str, str] = {}
     refused = 0
     for split in dict.fromkeys(recipe.train_splits + recipe.validation_splits):
+        records, left_out = read_split(
+            dataset, data, split, free_only=not recipe.allow_non_commercial
+        )
+        refused += left_out
         path = data / dataset.path / f"{dataset.prefix}{split}.jsonl"
-        records = read_records(path)
-        if not recipe.allow_non_commercial:
-            others = dataset.free_with.replace("{split}", split)
-            free = _free_records(records, read_records(path.with_name(others)) if others else [])
-            refused += len(records) - len(free)
-            records = free
         used[split] = records
         hashes[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
     train = [r for split in recipe.train_splits for r in used[split]]

@@ -15,18 +15,21 @@ import numpy as np
 from tqdm import tqdm
 
 from umd_edge._answers import normalise_answer
-from umd_edge._evaluate import example_metrics, predict_examples
+from umd_edge._evaluate import example_metrics, predict_examples, rank_examples
 from umd_edge._evaluation import MetricValue, evaluate_classification, evaluate_vqa
 from umd_edge._predictor import Predictor
-from umd_edge._records import Example, Record, build_examples, read_records
+from umd_edge._records import Example, build_examples
+from umd_edge._retrieval_metrics import RECALL_AT, retrieval_items
 from umd_edge._task import TaskSpec
 from umd_edge._tokenizer import TextTokenizer
 from umd_edge.errors import DataError
 
 from .checkpoint import Checkpoint, commit
+from .corpus import read_split
 from .evaluate import evaluate_task, find_task
 from .pictures import PictureStore
-from .recipe import DatasetConfig, Recipe, recipe_from_dict
+from .recipe import Recipe, recipe_from_dict
+from .retrieval import evaluate_retrieval_task
 
 __all__ = ["append_report", "report_split"]
 
@@ -42,25 +45,18 @@ class _Part:
     dropped: int
 
 
-def _records(data: Path, dataset: DatasetConfig, split: str, free_only: bool) -> list[Record]:
-    records = read_records(data / dataset.path / f"{dataset.prefix}{split}.jsonl")
-    return [r for r in records if not free_only or r.raw.get("non_commercial") is False]
-
-
 def _parts(checkpoint: Checkpoint, recipe: Recipe, data: Path, split: str) -> list[_Part]:
     datasets = {dataset.name: dataset for dataset in recipe.datasets}
     free_only = not recipe.allow_non_commercial
     parts = []
     for index, task in enumerate(checkpoint.tasks):
-        if task.kind == "retrieval":
-            continue
         for name in recipe.training_of(index).datasets:
             train = [
                 record
                 for part in recipe.train_splits
-                for record in _records(data, datasets[name], part, free_only)
+                for record in read_split(datasets[name], data, part, free_only=free_only)[0]
             ]
-            held_out = _records(data, datasets[name], split, free_only)
+            held_out, _ = read_split(datasets[name], data, split, free_only=free_only)
             fields = checkpoint.structured_fields
             seen = build_examples(train, task, fields, on_unmapped="drop")
             found = build_examples(held_out, task, fields)
@@ -107,13 +103,45 @@ def _label_prior(part: _Part) -> dict[str, MetricValue]:
     )
 
 
+def _chance(part: _Part) -> dict[str, MetricValue]:
+    """Baseline of retrieval that tells nothing apart: what a random order reaches."""
+    items = retrieval_items(part.held_out)
+    result = {}
+    for name, pairs, count in (
+        ("image_to_text", items.pairs, len(items.texts)),
+        ("text_to_image", items.pairs[:, ::-1], len(items.images)),
+    ):
+        right = defaultdict(set)
+        for query, item in pairs.tolist():
+            right[query].add(item)
+        hits = np.asarray([len(right[query]) for query in pairs[:, 0].tolist()])
+        for k in RECALL_AT:
+            # k draws without return, none of them right
+            missed = np.prod(
+                [np.maximum(count - hits - i, 0) / (count - i) for i in range(min(k, count))],
+                axis=0,
+            )
+            value = float(np.mean(1.0 - missed))
+            result[f"{name}_r{k}"] = MetricValue(value=value, low=None, high=None, n=len(pairs))
+    return result
+
+
+def _baseline(part: _Part) -> dict[str, MetricValue]:
+    if part.task.kind == "retrieval":
+        return _chance(part)
+    return _question_prior(part) if part.task.kind == "vqa" else _label_prior(part)
+
+
 def _bundle_metrics(predictor: Predictor, part: _Part) -> dict[str, MetricValue]:
     """What the device would reach: the same records through a bundle."""
     with tqdm(total=len(part.held_out), desc=part.name, unit="record") as bar:
 
-        def advance(done: int, _: int) -> None:
+        def advance(done: int, total: int) -> None:
+            bar.total = total
             bar.update(done - bar.n)
 
+        if part.task.kind == "retrieval":
+            return rank_examples(predictor, part.task, part.held_out, advance)
         probability = predict_examples(
             predictor,
             find_task(predictor.tasks, part.task.name),
@@ -152,11 +180,13 @@ def report_split(
     for part in parts:
         if predictor is not None:
             metrics = _bundle_metrics(predictor, part)
+        elif part.task.kind == "retrieval":
+            metrics = evaluate_retrieval_task(checkpoint.model, part.held_out, tokenizer, spec)
         else:
             metrics = evaluate_task(
                 checkpoint.model, part.task, part.held_out, store, tokenizer, spec
             )
-        baseline = _question_prior(part) if part.task.kind == "vqa" else _label_prior(part)
+        baseline = _baseline(part)
         tasks[part.name] = {
             "n": len(part.held_out),
             "dropped": part.dropped,
@@ -190,7 +220,7 @@ def append_report(log: Path, subject: str, report: dict[str, Any]) -> None:
     for name, task in report["tasks"].items():
         lines += [
             f"\n{name}: {task['n']} records, {task['dropped']} dropped. The baseline is the most "
-            "frequent training answer to the same question, or the training frequencies.\n",
+            "frequent training answer to the same question, the training frequencies, or chance.\n",
             "| metric | value | 95 % interval | n | baseline |",
             "| --- | --- | --- | --- | --- |",
         ]
