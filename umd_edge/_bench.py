@@ -4,9 +4,10 @@ The overhead is measured, not derived: each round times a call of the SDK and th
 calls of the same sessions on the same arrays, one right after the other in alternating order, so
 that both see the same machine. The SDK's side starts from pixels of the model's own size and from
 the question as text, and ends with the answer: its preprocessing, tokenising and records are in it,
-decoding a file and shrinking a large picture are not (they are stages of their own). No question
-comes twice, so that none is answered from the predictor's cache of encoded questions; what that
-cache gives is measured apart, as the repeated question.
+decoding a file and shrinking a large picture are not (they are stages of their own). New questions
+are made of common words in orders that have not come before, so that none is answered from the
+predictor's cache of encoded questions; what that cache gives is measured apart, as the repeated
+question.
 """
 
 from __future__ import annotations
@@ -29,13 +30,14 @@ from ._preprocess import preprocess
 from ._records import compose_text
 from ._results import Answer
 from ._session import GraphSession
+from ._task import output_name
 from .errors import UsageError
 
 __all__ = ["BenchReport", "Overhead", "Quantiles", "run_bench"]
 
 QUESTION = "which organ is shown in this image?"
-# Every round asks another one of equal length in words.
-_NEW_QUESTION = "which organ is shown in image {}?"
+_NEW_QUESTION = "which {} or {} is shown near the {} {}?"
+_WORDS = ("organ", "lung", "liver", "heart", "kidney", "brain", "bone", "mass")
 _WARM_UP = 5
 _SIDE = 1024
 
@@ -202,7 +204,9 @@ _asked = itertools.count()
 
 
 def _new_question() -> str:
-    return _NEW_QUESTION.format(next(_asked))
+    number = next(_asked)
+    places = (number // len(_WORDS) ** place for place in range(4))
+    return _NEW_QUESTION.format(*(_WORDS[place % len(_WORDS)] for place in places))
 
 
 class _Pair:
@@ -215,7 +219,8 @@ class _Pair:
         self._pixels = pixels[..., 0] if spec.channels == 1 else pixels
         self._predictor = predictor
         self._encoded = predictor.encode(self._pixels)
-        self._prompt = next(task.prompt for task in predictor.tasks if task.kind == "vqa")
+        task = next(task for task in predictor.tasks if task.kind == "vqa")
+        self._prompt, self._logits = task.prompt, output_name(task.name)
         self._engine = predictor._engine
         self._vision = _bare(
             self._engine.graphs.vision, {"pixel_values": preprocess(pixels, spec)[None]}
@@ -245,7 +250,8 @@ class _Pair:
         """The text and the fusion graph on this question's arrays, made beforehand."""
         engine = self._engine
         ids, mask = engine.tokenizer.encode([compose_text(self._prompt, [question])])
-        text = _bare(engine.graphs.text, {"input_ids": ids, "attention_mask": mask})
+        words = {"input_ids": ids, "attention_mask": mask}
+        text = _bare(engine.graphs.text, words, ["text_tokens"])
         empty = np.zeros((1, len(engine.manifest.structured_fields)), np.float32)
         feeds: dict[str, npt.NDArray[Any]] = {
             "image_tokens": self._encoded.features()[0],
@@ -254,11 +260,13 @@ class _Pair:
             "structured_values": empty,
             "structured_mask": empty,
         }
-        return text, _bare(engine.graphs.fusion, feeds)
+        return text, _bare(engine.graphs.fusion, feeds, [self._logits])
 
 
-def _bare(graph: GraphSession, feeds: dict[str, npt.NDArray[Any]]) -> Callable[[], Any]:
-    return partial(graph._session.run, list(graph.output_names), feeds)
+def _bare(
+    graph: GraphSession, feeds: dict[str, npt.NDArray[Any]], names: list[str] | None = None
+) -> Callable[[], Any]:
+    return partial(graph._session.run, names or list(graph.output_names), feeds)
 
 
 def _time(*calls: Callable[[], object]) -> float:

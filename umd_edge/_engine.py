@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from math import isfinite
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from ._bundle import Bundle
 from ._graphs import Graphs, default_variant
 from ._options import SessionOptions
-from ._postprocess import most_probable, positives, probabilities
+from ._postprocess import best_outputs, positives, probabilities
 from ._records import compose_text
 from ._results import Alternative, Answer, BundleInfo, Classification, Finding, Status, Timing
 from ._structured import encode_structured
@@ -37,6 +38,7 @@ TextFeatures = tuple[Float32Array, npt.NDArray[np.int64]]
 
 _ALTERNATIVES = 5
 _QUESTIONS_KEPT = 64
+_TEXT_OUTPUTS = ["text_tokens"]
 _TAGS = {
     "dicom_modality": "Modality (0008,0060)",
     "body_part": "BodyPartExamined (0018,0015)",
@@ -67,6 +69,7 @@ class Engine:
         self._prompts: dict[str, TextFeatures] = {}
         self._questions: dict[str, TextFeatures] = {}
         self._lock = threading.Lock()
+        self._real_tokens = np.ones((1, manifest.tokenizer.max_length), np.int64)
         self._vqa_names = [task.name for task in manifest.tasks if task.kind == "vqa"]
         width = len(manifest.structured_fields)
         self._no_structured = np.zeros((1, width), np.float32), np.zeros((1, width), np.float32)
@@ -93,9 +96,9 @@ class Engine:
         start = perf_counter()
         features = self._question(compose_text(spec.prompt, [question]))
         ready = perf_counter()
-        probability = self._probabilities(encoded, spec, features, None)
-        order = most_probable(probability, _ALTERNATIVES + 1)
-        ranked = [Alternative(spec.outputs[i], float(probability[i])) for i in order]
+        logits = self._logits(encoded, spec, features, None)
+        best = best_outputs(logits, spec, _ALTERNATIVES + 1)
+        ranked = [Alternative(spec.outputs[row], value) for row, value in best]
         status, reason = _abstention(spec, ranked[0].probability)
         timing = _timing(start, ready, perf_counter())
         return self._answer(status, reason, question, timing, ranked)
@@ -118,7 +121,7 @@ class Engine:
         start = perf_counter()
         features = self._prompt(full_text) if text is None else self._encode_text(full_text)
         ready = perf_counter()
-        probability = self._probabilities(encoded, spec, features, values)
+        probability = probabilities(self._logits(encoded, spec, features, values), spec)
         findings = tuple(
             Finding(label, float(value), bool(positive))
             for label, value, positive in zip(
@@ -139,7 +142,7 @@ class Engine:
         """See `Predictor.probabilities`."""
         features = self._prompt(text) if text == task.prompt else self._encode_text(text)
         pair = None if structured is None else (structured[0][None], structured[1][None])
-        return self._probabilities(encoded, task, features, pair)
+        return probabilities(self._logits(encoded, task, features, pair), task)
 
     def _question(self, text: str) -> TextFeatures:
         """Features of a question; those of the last ones are kept, as devices ask the same few."""
@@ -154,9 +157,10 @@ class Engine:
         return features
 
     def _encode_text(self, text: str) -> TextFeatures:
-        input_ids, attention_mask = self.tokenizer.encode([text])
+        input_ids = self.tokenizer.encode_one(text)
+        attention_mask = self._real_tokens[:, : input_ids.shape[1]]
         feeds = {"input_ids": input_ids, "attention_mask": attention_mask}
-        return self.graphs.text.run(feeds)[0], attention_mask
+        return self.graphs.text.run(feeds, _TEXT_OUTPUTS)[0], attention_mask
 
     def _prompt(self, prompt: str) -> TextFeatures:
         features = self._prompts.get(prompt)
@@ -166,13 +170,13 @@ class Engine:
             self._prompts[prompt] = features
         return features
 
-    def _probabilities(
+    def _logits(
         self,
         encoded: EncodedImage,
         task: TaskSpec,
         text: TextFeatures,
         structured: tuple[Float32Array, Float32Array] | None,
-    ) -> npt.NDArray[np.float64]:
+    ) -> Float32Array:
         values, mask = structured or self._no_structured
         outputs = self.graphs.fusion.run(
             {
@@ -184,13 +188,13 @@ class Engine:
             },
             self._logits_names[task.name],
         )
-        logits = outputs[0][0]
-        if logits.shape != (len(task.outputs),) or not np.isfinite(logits).all():
+        logits: Float32Array = outputs[0][0]
+        if logits.shape != (len(task.outputs),) or not _all_finite(logits):
             raise InferenceError(
                 f"{output_name(task.name)!r} is not {len(task.outputs)} finite numbers; run "
                 "`umd-edge verify` on this machine"
             )
-        return probabilities(logits, task)
+        return logits
 
     def vqa_task(self, name: str | None) -> TaskSpec:
         """The question-answering task of that name; the only one where None.
@@ -360,6 +364,11 @@ def _outside_intended_use(task: TaskSpec, dicom: DicomFacts | None) -> str:
                 f"{task.name!r} is meant"
             )
     return ""
+
+
+def _all_finite(values: Float32Array) -> bool:
+    # One that is no number counts as the highest. Faster than a look at each.
+    return isfinite(values[values.argmax()]) and isfinite(values[values.argmin()])
 
 
 def _abstention(task: TaskSpec, highest: float) -> tuple[Status, str]:

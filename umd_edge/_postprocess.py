@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from ._task import TaskSpec
 
-__all__ = ["most_probable", "positives", "probabilities"]
+__all__ = ["best_outputs", "positives", "probabilities"]
 
 
 def probabilities(logits: npt.NDArray[np.float32], task: TaskSpec) -> npt.NDArray[np.float64]:
@@ -28,21 +28,33 @@ def probabilities(logits: npt.NDArray[np.float32], task: TaskSpec) -> npt.NDArra
         decay = np.exp(-np.abs(scaled))
         result: npt.NDArray[np.float64] = np.where(scaled >= 0, 1.0, decay) / (1.0 + decay)
         return result
-    scaled -= scaled.max(axis=-1, keepdims=True)
+    # The ufuncs themselves: the methods reach the same ones through two more Python functions.
+    scaled -= np.maximum.reduce(scaled, axis=-1, keepdims=True)
     np.exp(scaled, out=scaled)
-    scaled /= scaled.sum(axis=-1, keepdims=True)
+    scaled /= np.add.reduce(scaled, axis=-1, keepdims=True)
     return scaled
 
 
-def most_probable(probability: npt.NDArray[np.float64], count: int) -> list[int]:
-    """Rows of the `count` highest values of (K,), the highest first; of equal ones the first.
+def best_outputs(
+    logits: npt.NDArray[np.float32], task: TaskSpec, count: int
+) -> list[tuple[int, float]]:
+    """Rows of the `count` most probable outputs with their probabilities, the best first.
 
-    Sorting all of a long vocabulary would cost more than the rest of an answer's arithmetic.
+    Of equal ones the first row comes first. Looking for the highest value a few times costs less
+    than sorting a long vocabulary.
+
+    Args:
+        logits: (K,) float32.
+        task: As in `probabilities`.
+        count: At least 1; all K where it exceeds them.
     """
-    count = min(count, len(probability))
-    lowest = np.partition(probability, -count)[-count]
-    candidates: list[int] = np.flatnonzero(probability >= lowest).tolist()
-    return sorted(candidates, key=lambda row: (-probability[row], row))[:count]
+    left = probabilities(logits, task)
+    best: list[tuple[int, float]] = []
+    for _ in range(min(count, len(left))):
+        row = int(left.argmax())
+        best.append((row, float(left[row])))
+        left[row] = -1.0
+    return best
 
 
 def positives(probability: npt.NDArray[np.float64], task: TaskSpec) -> npt.NDArray[np.bool_]:

@@ -17,6 +17,13 @@ __all__ = ["TextTokenizer"]
 
 _MAX_CHARACTERS = 10_000
 _PAD_TOKENS = ("[PAD]", "<pad>")  # BERT's and RoBERTa's
+_WORDS_KEPT = 4096
+_LONGEST_KEPT = 32
+# Kinds that never look past a space: a text is then its words' tokens one after the other.
+_NORMALISERS = ("NoneType", "BertNormalizer", "Lowercase")
+_SPLITTERS = ("BertPreTokenizer",)
+_MODELS = ("WordPiece",)
+_PROBE = "a"
 
 
 class TextTokenizer:
@@ -24,6 +31,10 @@ class TextTokenizer:
 
     Texts longer than `max_length` tokens are cut at the end; the first and last token of the
     template stay.
+
+    Where the tokenizer works word by word, the tokens of the words seen so far are kept: questions
+    are made of few words, and looking them up takes a fifth of the time. The tokens are the same.
+    Thread-safe: two threads may both tokenise a word, and both find the same.
     """
 
     def __init__(self, tokenizer: Tokenizer, max_length: int) -> None:
@@ -38,6 +49,8 @@ class TextTokenizer:
             )
         self.pad_id = int(known[0])
         tokenizer.no_padding()
+        self._frame = _frame(tokenizer)
+        self._words: dict[str, list[int]] = {}
 
     @classmethod
     def from_bytes(cls, data: bytes, max_length: int) -> TextTokenizer:
@@ -74,19 +87,7 @@ class TextTokenizer:
         """
         if not texts:
             raise TextInputError("no text given; at least one is needed")
-        for text in texts:
-            if not isinstance(text, str) or not text.strip():
-                raise TextInputError("the text is empty; write a question or leave it out")
-            if len(text) > _MAX_CHARACTERS:
-                raise TextInputError(
-                    f"the text has {len(text)} characters; at most {_MAX_CHARACTERS} are allowed"
-                )
-        # Not `encode_batch`: it hands even one text to a pool of threads, which costs more than it
-        # saves for the few short texts that come here.
-        rows = [self._tokenizer.encode(text).ids for text in texts]
-        if len(rows) == 1:
-            single = np.array(rows, dtype=np.int64)
-            return single, np.ones_like(single)
+        rows = [self._ids(text) for text in texts]
         length = max(len(row) for row in rows)
         input_ids = np.full((len(rows), length), self.pad_id, dtype=np.int64)
         attention_mask = np.zeros((len(rows), length), dtype=np.int64)
@@ -94,3 +95,62 @@ class TextTokenizer:
             input_ids[index, : len(row)] = row
             attention_mask[index, : len(row)] = 1
         return input_ids, attention_mask
+
+    def encode_one(self, text: str) -> npt.NDArray[np.int64]:
+        """`input_ids` (1, L) int64 of one text; its mask is all ones.
+
+        Raises:
+            TextInputError: As for `encode`.
+        """
+        return np.array([self._ids(text)], dtype=np.int64)
+
+    def _ids(self, text: str) -> list[int]:
+        if not isinstance(text, str) or not text.strip():
+            raise TextInputError("the text is empty; write a question or leave it out")
+        if len(text) > _MAX_CHARACTERS:
+            raise TextInputError(
+                f"the text has {len(text)} characters; at most {_MAX_CHARACTERS} are allowed"
+            )
+        if self._frame is None:
+            # Not `encode_batch`: it hands even one text to a pool of threads, which costs more than
+            # it saves for the few short texts that come here.
+            whole: list[int] = self._tokenizer.encode(text).ids
+            return whole
+        first, last = self._frame
+        ids = list(first)
+        known = self._words
+        for word in text.split(" "):
+            found = known.get(word)
+            ids += self._word_ids(word) if found is None else found
+            if len(ids) >= self.max_length:
+                break
+        del ids[self.max_length - len(last) :]
+        return ids + last
+
+    def _word_ids(self, word: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(word, add_special_tokens=False).ids
+        if len(word) <= _LONGEST_KEPT:
+            if len(self._words) >= _WORDS_KEPT:
+                self._words.clear()
+            self._words[word] = ids
+        return ids
+
+
+def _frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]] | None:
+    """What the template puts before and after every text; None where words are not apart."""
+    parts = (tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.model)
+    allowed = (_NORMALISERS, _SPLITTERS, _MODELS)
+    if any(type(p).__name__ not in names for p, names in zip(parts, allowed, strict=True)):
+        return None
+    for token in tokenizer.get_added_tokens_decoder().values():
+        if token.lstrip or token.rstrip or token.content.split() != [token.content]:
+            return None
+    try:
+        bare = tokenizer.encode(_PROBE, add_special_tokens=False).ids
+        whole = tokenizer.encode(_PROBE).ids
+    except Exception:  # a vocabulary without a token for unknown words
+        return None
+    places = [at for at in range(len(whole)) if whole[at : at + len(bare)] == bare]
+    if not bare or len(places) != 1:
+        return None
+    return whole[: places[0]], whole[places[0] + len(bare) :]

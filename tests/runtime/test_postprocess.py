@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from umd_edge._postprocess import most_probable, positives, probabilities
+from umd_edge._postprocess import best_outputs, positives, probabilities
 from umd_edge._task import TaskSpec
 
 LOGITS = hnp.arrays(np.float32, (3,), elements=st.floats(-1e4, 1e4, width=32))
@@ -80,10 +80,16 @@ def test_many_labels_are_positive_from_their_operating_points_on():
     assert positives(np.array([0.19, 0.49, 0.9]), task).tolist() == [False, False, True]
 
 
+@settings(deadline=None)
 @given(
-    st.lists(st.sampled_from([0.0, 0.1, 0.1, 0.25, 0.5, 1.0]), min_size=1, max_size=30),
+    st.lists(st.sampled_from([-200.0, -1.0, 0.0, 0.0, 1e-30, 3.0]), min_size=1, max_size=30),
     st.integers(1, 8),
+    st.sampled_from(["softmax", "sigmoid"]),
 )
-def test_most_probable_is_the_front_of_a_stable_sort(values: list[float], count: int):
-    expected = np.argsort(-np.array(values), kind="stable")[:count].tolist()
-    assert most_probable(np.array(values), count) == expected
+def test_best_outputs_are_the_front_of_a_stable_sort(values: list[float], count: int, kind: str):
+    logits = np.array(values, np.float32)
+    probability = probabilities(logits, _task(kind))
+    expected = np.argsort(-probability, kind="stable")[:count].tolist()
+    best = best_outputs(logits, _task(kind), count)
+    assert best == [(row, float(probability[row])) for row in expected]
+    assert np.array_equal(logits, np.array(values, np.float32))

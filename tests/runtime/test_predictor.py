@@ -111,9 +111,9 @@ def test_prompts_and_questions_are_encoded_once_and_notes_are_not_kept(
     fresh: Predictor, monkeypatch: pytest.MonkeyPatch
 ):
     texts = []
-    original = fresh._engine.tokenizer.encode
+    original = fresh._engine.tokenizer.encode_one
     monkeypatch.setattr(
-        fresh._engine.tokenizer, "encode", lambda t: (texts.append(t[0]), original(t))[1]
+        fresh._engine.tokenizer, "encode_one", lambda t: (texts.append(t), original(t))[1]
     )
     encoded = fresh.encode(IMAGE)
     for _ in range(2):
@@ -431,3 +431,13 @@ def test_only_the_last_questions_are_kept(fresh: Predictor):
     assert len(kept) == 64
     assert any("finding 69 " in text for text in kept)
     assert not any("finding 5 " in text for text in kept)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_finite_are_refused(fresh: Predictor, value: float):
+    encoded = fresh.encode(IMAGE)
+    logits = np.zeros((1, 8), np.float32)
+    logits[0, 3] = value
+    fresh._engine.graphs.fusion._run = lambda names, feeds: [logits]
+    with pytest.raises(InferenceError, match="'logits_vqa' is not 8 finite numbers"):
+        encoded.ask(QUESTION)

@@ -8,11 +8,22 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
+from umd_edge import _tokenizer
 from umd_edge._tokenizer import TextTokenizer
 from umd_edge.errors import ManifestError, TextInputError
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "is", "there", "a", "nodule", "##s", "?"]
+
+ADDED: list[dict[str, Any]] = [
+    {
+        "id": WORDS.index("[CLS]"),
+        "content": "[CLS]",
+        **{"single_word": False, "lstrip": False, "rstrip": False},
+        **{"normalized": False, "special": True},
+    }
+]
 
 
 def _file(**changes: Any) -> bytes:
@@ -111,6 +122,65 @@ def test_a_text_is_the_same_alone_and_in_company(texts: list[str]):
         alone, _ = tokenizer.encode([text])
         assert ids[row, : mask[row].sum()].tolist() == alone[0].tolist()
         assert not ids[row][mask[row] == 0].any()
+
+
+# What may look past a space: other spaces, combining marks, control characters, special tokens.
+ODD = "aA .?\u0301\u0307\u00a0\u2003\u0085\x1c\t\n\u200b\u4e2d\u0130\u03a3\ufffd"
+PIECES = st.lists(st.sampled_from([*ODD, "  ", "[CLS]", "[cls]", "nodule", "x" * 101]), min_size=1)
+
+
+@pytest.mark.parametrize(
+    "normalizer",
+    [
+        None,
+        {"type": "Lowercase"},
+        {
+            "type": "BertNormalizer",
+            **{"clean_text": True, "handle_chinese_chars": True},
+            **{"strip_accents": None, "lowercase": True},
+        },
+    ],
+)
+@settings(max_examples=60, deadline=None)
+@given(PIECES)
+def test_word_by_word_is_what_the_file_says(normalizer: Any, pieces: list[str]):
+    text = "".join(pieces)
+    if not text.strip():
+        return
+    data = _file(normalizer=normalizer, added_tokens=ADDED)
+    reference = Tokenizer.from_str(data.decode())
+    reference.enable_truncation(6)
+    tokenizer = TextTokenizer.from_bytes(data, 6)
+    assert tokenizer._frame == ([2], [3])
+    for _ in range(2):  # the second time from the words kept
+        assert tokenizer.encode_one(text).tolist() == [reference.encode(text).ids]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}},
+        {"normalizer": {"type": "Replace", "pattern": {"String": "a "}, "content": "nodule"}},
+        {"added_tokens": [{**ADDED[0], "lstrip": True}]},
+        {"added_tokens": [{**ADDED[0], "content": "is there", "id": len(WORDS)}]},
+    ],
+)
+def test_a_tokenizer_that_looks_past_spaces_reads_whole_texts(changes: dict[str, Any]):
+    data = _file(**changes)
+    tokenizer = TextTokenizer.from_bytes(data, 8)
+    assert tokenizer._frame is None
+    wanted = Tokenizer.from_str(data.decode()).encode("is there a a").ids
+    assert tokenizer.encode_one("is there a a").tolist() == [wanted[:8]]
+
+
+def test_words_kept_are_bounded(monkeypatch: pytest.MonkeyPatch):
+    tokenizer = TextTokenizer.from_bytes(_file(), 8)
+    monkeypatch.setattr(_tokenizer, "_WORDS_KEPT", 3)
+    for word in ("is", "there", "a", "nodule", "nodules", "is"):
+        tokenizer.encode_one(word)
+        assert len(tokenizer._words) <= 3
+    tokenizer.encode_one("y" * 33)
+    assert "y" * 33 not in tokenizer._words
 
 
 @pytest.mark.parametrize("texts", [[""], ["  \n"], ["a", ""], [None], [3], [b"a"]])
