@@ -6,16 +6,13 @@ written to its place before every gate has passed, and the file appears whole or
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import importlib.metadata
 import json
-import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -38,7 +35,10 @@ from .golden import golden_inputs, golden_outputs, golden_tolerance
 from .graphs import OPSET, PARTS, GraphIO, export_graphs, graph_io
 from .invariance import measure_invariance
 from .parity import measure_parity
+from .places import check_place, full_disk_told
 from .quantize import QuantiseOptions, quantise_variant
+from .report import describe_predictions, show_pictures
+from .report_html import ReportContent, write_report
 from .runner import GraphTrio
 from .samples import SampleSource, choose_samples, read_free_records
 from .targets import TARGETS, Target
@@ -51,7 +51,6 @@ VARIANTS = ("fp32", "int8")
 RANGE_SAMPLES = 256
 GATE_SAMPLES = 24
 _TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "optimum")
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _OPERATOR = re.compile(r"target=torch\.ops\.([a-z0-9_.]+?)(?:\.default)?\]", re.IGNORECASE)
 
 Progress = Callable[[str], None]
@@ -68,6 +67,7 @@ class _Work:
     targets: dict[str, Target]
     """Variant -> what it is made for; without `fp32`."""
     gates: GateOptions
+    quantise: QuantiseOptions
     on_gate: OnGate
     progress: Progress
     graphs: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -159,9 +159,7 @@ def _quantise(work: _Work, graphs: Mapping[str, onnx.ModelProto], target: Target
     variant = target.variant
     work.progress(f"making {variant}: ranges from {len(work.source)} records")
     reference = work.trio(REFERENCE)
-    made = quantise_variant(
-        graphs, work.source, reference, target, QuantiseOptions(budget=work.gates.max_drop)
-    )
+    made = quantise_variant(graphs, work.source, reference, target, work.quantise)
     work.graphs[variant] = _serialise(made.graphs)
     size_only = {"size_only": True} if variant in work.gates.size_only else {}
     work.notes[variant] = {
@@ -201,18 +199,37 @@ def _gate_variant(work: _Work, variant: str) -> None:
     )
 
 
-def _gate_packed(work: _Work, files: Mapping[str, bytes], folder: Path) -> None:
-    """The gates that need the runtime: accuracy and speed."""
+def _gate_packed(work: _Work, files: Mapping[str, bytes], folder: Path) -> ReportContent:
+    """The gates that need the runtime, accuracy and speed, and what they measured."""
     packed = write_bundle(files, folder / "candidate.umd")
     candidate = Candidate.open(packed.path, work.targets)
+    manifest = packed.manifest
+    content = ReportContent(
+        name=f"{manifest.name} {manifest.version}",
+        data=tuple(item["name"] for item in _described(work.gates.data)),
+        max_drop=work.gates.max_drop,
+        sizes=dict(work.report["sizes"]),
+        sensitivity=work.report.get("sensitivity", {}),
+    )
     predictions = None
     if work.gates.data and work.targets:
         work.progress("measuring accuracy against float32")
         predictions = candidate.predict(work.gates.data, work.progress)
+        content = describe_predictions(content, predictions)
+    work.add(*candidate.gate_linter())
     work.add(*candidate.gate_accuracy(predictions, work.gates))
     if work.targets:
         work.progress("timing against float32")
-        work.add(*candidate.gate_speed(work.gates))
+    speed = candidate.measure_speed()
+    work.add(*candidate.gate_speed(work.gates, speed))
+    return replace(content, speed=speed, gates=tuple(work.results))
+
+
+def _write_report(content: ReportContent, page: Path | None, pictures: Path | None) -> None:
+    if pictures is not None:
+        content = show_pictures(content, pictures)
+    if page is not None:
+        write_report(page, content)
 
 
 def _tool_versions() -> dict[str, str]:
@@ -235,28 +252,6 @@ def _json(value: Any) -> bytes:
     return (text + "\n").encode("utf-8")
 
 
-def _check_place(out: Path) -> None:
-    """Told at once and not after minutes of work."""
-    folder = out.resolve().parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK) or out.is_dir():
-        raise UsageError(
-            f"{str(out)!r} cannot be written; name a file in an existing folder that may be written"
-        )
-
-
-@contextlib.contextmanager
-def _full_disk_told(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise ExportError(
-            f"{str(out)!r} was not written ({error.strerror}); free some space there and in "
-            f"{tempfile.gettempdir()!r}, or name another folder. What was there is kept"
-        ) from error
-
-
 def build_bundle(
     checkpoint_path: Path,
     range_data: Sequence[Path],
@@ -269,6 +264,9 @@ def build_bundle(
     allow_non_commercial: bool = False,
     range_samples: int = RANGE_SAMPLES,
     gates: GateOptions | None = None,
+    quantise: QuantiseOptions | None = None,
+    report: Path | None = None,
+    pictures: Path | None = None,
     on_gate: OnGate = lambda result: None,
     progress: Progress = lambda message: None,
 ) -> Bundle:
@@ -287,6 +285,9 @@ def build_bundle(
         allow_non_commercial: Also take records that are not marked `non_commercial: false`.
         range_samples: How many records set the ranges, about.
         gates: Labelled records and budgets.
+        quantise: How, beside the target: `QuantiseOptions()` where None.
+        report: HTML page to write, also where accuracy or speed fail. It names records.
+        pictures: Folder for pictures of the records that disagree most.
         on_gate: Called with each gate's result, failed ones too, as soon as it is known.
         progress: Called with a line for each step.
 
@@ -303,16 +304,25 @@ def build_bundle(
     keep_float, targets = _choose_variants(variants)
     options = gates or GateOptions()
     check_size_only(options.size_only, tuple(targets))
-    _check_place(out)
+    for place in (out, *([report] if report else [])):
+        check_place(place)
     check_hashes(checkpoint_path)
     checkpoint = load_checkpoint(checkpoint_path)
     check_weights(checkpoint)
     created = _created(checkpoint.provenance)
     records = read_free_records(range_data, allow_non_commercial=allow_non_commercial)
     chosen = choose_samples(records, checkpoint, range_samples)
-    source = SampleSource(checkpoint, chosen)
-    work = _Work(checkpoint, graph_io(checkpoint), source, targets, options, on_gate, progress)
-    with _full_disk_told(out), tempfile.TemporaryDirectory(dir=out.resolve().parent) as folder:
+    work = _Work(
+        checkpoint=checkpoint,
+        parts=graph_io(checkpoint),
+        source=SampleSource(checkpoint, chosen),
+        targets=targets,
+        gates=options,
+        quantise=quantise or QuantiseOptions(),
+        on_gate=on_gate,
+        progress=progress,
+    )
+    with full_disk_told(out), tempfile.TemporaryDirectory(dir=out.resolve().parent) as folder:
         graphs = _export_float(work)
         for target in targets.values():
             _quantise(work, graphs, target)
@@ -320,13 +330,17 @@ def build_bundle(
         for variant in (REFERENCE, *targets):
             _gate_variant(work, variant)
         _report_data(work, range_data, len(chosen))
-        _gate_packed(work, _files(work, name, version, created, {}), Path(folder))
+        content = _gate_packed(work, _files(work, name, version, created, {}), Path(folder))
+        if any(result.status == "failed" for result in work.results):
+            _write_report(content, report, pictures)
         require_passed(work.results)
         work.report["gates"] = [result.to_dict() for result in work.results]
         if not keep_float:
             _leave_out_float(work)
         progress(f"writing {out}")
-        return write_bundle(_files(work, name, version, created, metrics or {}), out)
+        built = write_bundle(_files(work, name, version, created, metrics or {}), out)
+        _write_report(replace(content, sha256=built.sha256), report, pictures)
+        return built
 
 
 def _report_data(work: _Work, range_data: Sequence[Path], count: int) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from umd_edge.errors import UsageError
+
 if TYPE_CHECKING:
     from .gates import GateResult
 
@@ -60,6 +62,18 @@ def _note(message: str) -> None:
     metavar="VARIANT",
     help="A variant that may be slower than float32; repeatable.",
 )
+@click.option(
+    "--allow-batch-dependence",
+    is_flag=True,
+    help="Accept target dynamic: a result then depends on its batch and on padding.",
+)
+@click.option("--report", type=_PATH, help="HTML page to write; it names records.")
+@click.option(
+    "--with-pictures",
+    type=_PATH,
+    metavar="DIR",
+    help="Folder for pictures of the records that disagree most. They show patients' pictures.",
+)
 @click.option("--allow-non-commercial", is_flag=True, help="Take restricted records too.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def bundle(
@@ -75,17 +89,24 @@ def bundle(
     max_drop: float,
     proven: bool,
     size_only: tuple[str, ...],
+    allow_batch_dependence: bool,
+    report: Path | None,
+    with_pictures: Path | None,
     allow_non_commercial: bool,
     as_json: bool,
 ) -> None:
     """Export, quantise, check and pack CHECKPOINT (a directory).
 
-    Nothing is written where a gate fails: parity, invariance, accuracy (with --gate-data), speed.
+    Nothing is written where a gate fails: parity, invariance, linter (for TensorRT), accuracy (with
+    --gate-data), speed.
     """
     from .bundle import build_bundle
     from .card import read_metrics
     from .gates import GateOptions
+    from .quantize import QuantiseOptions
 
+    if with_pictures is not None and not gate_data:
+        raise UsageError("--with-pictures needs labelled records: give --gate-data")
     results: list[GateResult] = []
 
     def tell(result: GateResult) -> None:
@@ -103,6 +124,9 @@ def bundle(
         allow_non_commercial=allow_non_commercial,
         range_samples=range_samples,
         gates=GateOptions(data=gate_data, max_drop=max_drop, proven=proven, size_only=size_only),
+        quantise=QuantiseOptions(allow_batch_dependence=allow_batch_dependence),
+        report=report,
+        pictures=with_pictures,
         on_gate=tell,
         progress=_note,
     )

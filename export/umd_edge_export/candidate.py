@@ -15,14 +15,15 @@ from umd_edge._predictor import Predictor
 from umd_edge.errors import UsageError
 
 from .compare import Predictions, compare_predictions, predict
-from .gates import GateOptions, GateResult, accuracy_gate, speed_gate
+from .gates import GateOptions, GateResult, accuracy_gate, linter_gate, speed_gate
 from .sides import PredictorSide
 from .speed import SpeedReport, measure_speed
-from .targets import Target
+from .targets import TARGETS, Target
 
 __all__ = ["Candidate"]
 
 REFERENCE = "fp32"
+_TENSORRT = TARGETS["tensorrt"].variant
 _ARM = ("aarch64", "arm64")
 
 Progress = Callable[[str], None]
@@ -97,8 +98,11 @@ class Candidate:
             for variant, target in self.targets.items()
         }
 
-    def gate_speed(self, options: GateOptions) -> list[GateResult]:
-        """The speed gate of every variant but `fp32`."""
+    def gate_speed(
+        self, options: GateOptions, speed: Mapping[str, SpeedReport | None] | None = None
+    ) -> list[GateResult]:
+        """The speed gate of every variant but `fp32`, from what `measure_speed` gives."""
+        measured = self.measure_speed() if speed is None else speed
         return [
             speed_gate(
                 report,
@@ -106,8 +110,27 @@ class Candidate:
                 size_only=variant in options.size_only,
                 reason=_elsewhere(self.targets[variant]),
             )
-            for variant, report in self.measure_speed().items()
+            for variant, report in measured.items()
         ]
+
+    def gate_linter(self) -> list[GateResult]:
+        """The linter gate of every variant that TensorRT is to run."""
+        import onnx
+
+        from .tensorrt_linter import lint_graph
+
+        results = []
+        for variant, target in self.targets.items():
+            if target.variant != _TENSORRT:
+                continue
+            bundle = self.predictors[variant].bundle
+            findings = [
+                f"{part}: {finding}"
+                for part, path in bundle.manifest.variants[variant].graphs.items()
+                for finding in lint_graph(onnx.load_from_string(bundle.read(path)))
+            ]
+            results.append(linter_gate(findings, variant))
+        return results
 
 
 def check_size_only(size_only: Sequence[str], variants: Sequence[str]) -> None:
