@@ -12,7 +12,9 @@ from umd_edge._program import Program
 
 from .bundle_cli import bundle
 from .compare_cli import compare
-from .distil_cli import distil, soft_targets
+from .distil_cli import distil, distil_report, soft_targets
+from .qat_cli import qat
+from .report_cli import report
 
 __all__ = ["main", "run"]
 
@@ -30,8 +32,11 @@ def cli() -> None:
 
 cli.add_command(bundle)
 cli.add_command(compare)
+cli.add_command(report)
 cli.add_command(distil)
+cli.add_command(distil_report)
 cli.add_command(soft_targets)
+cli.add_command(qat)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
