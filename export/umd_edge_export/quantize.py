@@ -1,8 +1,7 @@
-"""INT8 by static quantisation: U8 activations, S8 weights by channel, QuantizeLinear pairs.
+"""From float32 graphs to those of one target: ranges, the choice of layers, pairs.
 
-Ranges are fixed at export, so a sample's result never depends on the other samples of its batch.
-Only convolutions and products with constant weights are quantised; activation-by-activation
-products, normalisation, softmax, additions and the task heads stay in float.
+Ranges are fixed at export, so a sample's result never depends on the other samples of its batch;
+the target `dynamic` alone is different, and refused unless that is accepted in so many words.
 Weights have 8 bits: with 7 about twice as many decisions change. Sums of two such products overflow
 the 16 bits of processors without VNNI instructions; there the runtime asks for products that cannot
 (`session.x64quantprecision`), because the variant's notes say `weight_bits: 8`.
@@ -10,29 +9,33 @@ the 16 bits of processors without VNNI instructions; there the runtime asks for 
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 import onnx
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    CalibrationMethod,
-    QuantFormat,
-    QuantType,
-    quantize_static,
-)
-from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from .graphs import strip_model
+from umd_edge.errors import UsageError
+
+from .errors import ExportError
+from .graphs import PARTS, strip_model
+from .quantize_dynamic import has_dynamic_form, write_dynamic
+from .quantize_layers import Layer, find_layers
+from .quantize_pairs import write_pairs
+from .quantize_rule import (
+    QUANTISED_PARTS,
+    early_convolutions,
+    float_nodes,
+    head_products,
+    rule_float,
+)
+from .ranges import RangeOptions, TensorRecord, measure_ranges
 from .runner import GraphTrio
 from .samples import Sample, SampleSource
-from .targets import Target
+from .sensitivity import LayerNoise, NoiseBench, measure_layers
+from .sensitivity_search import BudgetBench, Choice, choose_float, rank_layers
+from .targets import Target, find_target
 
 __all__ = [
     "QUANTISED_PARTS",
@@ -45,26 +48,45 @@ __all__ = [
     "part_feeds",
     "quantise_variant",
     "quantize_graphs",
-    "quantize_part",
 ]
 
 WEIGHT_BITS = 8
-QUANTISED_PARTS = ("vision", "fusion")
-"""The text graph stays in float: it is small, and an error in a word is one in every answer."""
-_QUANTISED = ("Conv", "MatMul", "Gemm")
-_EARLY = 3
+_DYNAMIC_SAMPLES = 8
+"""Records whose sizes are measured for a target that needs no ranges."""
 
 Feeds = Mapping[str, npt.NDArray[Any]]
 
 
-class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    """Hands one sample after the other to the calibrator, which keeps two numbers a tensor."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantiseOptions:
+    """What may be asked of a quantisation beside its target."""
 
-    def __init__(self, feeds: Iterable[Feeds]) -> None:
-        self._feeds = iter(feeds)
+    ranges: RangeOptions = field(default_factory=RangeOptions)
+    budget: float = 0.5
+    """Points of accuracy that every task may lose."""
+    max_changed: float | None = 1.0
+    """Percent of all decisions that may change; None for any."""
+    budget_source: SampleSource | None = None
+    """Labelled records on which both are measured; without them a rule says what stays float."""
+    noise_samples: int = 128
+    """Records on which the noise of each layer is measured."""
+    keep_float: tuple[str, ...] = ()
+    """Nodes to leave in float whatever is measured."""
+    allow_batch_dependence: bool = False
+    """Accept the target `dynamic`."""
+    progress: Callable[[str], None] = lambda message: None
+    """Called with a line for each step."""
 
-    def get_next(self) -> Feeds | None:
-        return next(self._feeds, None)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantisedVariant:
+    """What `quantise_variant` made."""
+
+    graphs: dict[str, onnx.ModelProto]
+    notes: dict[str, Any]
+    """For the manifest's variant."""
+    sensitivity: dict[str, Any] = field(default_factory=dict)
+    """For the report: how much each layer loses, and what became of it; empty if not measured."""
 
 
 def part_feeds(part: str, samples: Iterable[Sample], reference: GraphTrio) -> Iterator[Feeds]:
@@ -86,149 +108,161 @@ def part_feeds(part: str, samples: Iterable[Sample], reference: GraphTrio) -> It
             }
 
 
-def float_nodes(model: onnx.ModelProto) -> list[str]:
-    """Names of products without a constant weight: they are left in float."""
-    constants = {item.name for item in model.graph.initializer}
-    return [
-        node.name
-        for node in model.graph.node
-        if node.op_type in _QUANTISED and node.input[1] not in constants
-    ]
+class _Quantiser:
+    """Float32 graphs with what was measured of them for one target."""
+
+    def __init__(
+        self,
+        graphs: Mapping[str, onnx.ModelProto],
+        samples: Iterable[Sample],
+        reference: GraphTrio,
+        target: Target,
+        options: QuantiseOptions,
+    ) -> None:
+        self.graphs, self.target = graphs, target
+        found = [
+            layer
+            for part in PARTS
+            if part in graphs
+            for layer in find_layers(part, graphs[part], options.keep_float)
+        ]
+        self.layers = tuple(layer for layer in found if self._has_form(layer))
+        if not self.layers:
+            raise ExportError(
+                f"the graphs have no layer that target {target.name!r} can quantise; give a model "
+                "of convolutions and products with constant weights, or leave fewer in float"
+            )
+        self._records: dict[str, dict[str, TensorRecord]] = {}
+        for part in graphs:
+            tensors = [
+                name
+                for layer in self.layers
+                if layer.part == part and not layer.is_table
+                for name in (layer.activation, layer.output)
+            ]
+            feeds = part_feeds(part, samples, reference)
+            self._records[part] = measure_ranges(graphs[part], tensors, feeds, options.ranges)
+        self._ranges = {
+            part: {name: record.range(options.ranges) for name, record in records.items()}
+            for part, records in self._records.items()
+        }
+
+    def _has_form(self, layer: Layer) -> bool:
+        if layer.is_table:
+            return self.target.tables
+        return not self.target.dynamic or has_dynamic_form(layer)
+
+    def multiplications(self, layer: Layer) -> int:
+        """Of one sample in this layer."""
+        if layer.is_table:
+            return 0
+        return self._records[layer.part][layer.output].rows * layer.weights
+
+    def write(self, part: str, layers: Iterable[Layer]) -> onnx.ModelProto:
+        """One graph with these layers quantised."""
+        if self.target.dynamic:
+            return write_dynamic(self.graphs[part], layers)
+        return write_pairs(self.graphs[part], layers, self._ranges[part], self.target)
+
+    def write_all(self, float_layers: Iterable[Layer]) -> dict[str, onnx.ModelProto]:
+        """Every graph with all layers quantised but these."""
+        kept = {layer.key for layer in float_layers}
+        chosen = [layer for layer in self.layers if layer.key not in kept]
+        written = {}
+        for part, graph in self.graphs.items():
+            own = [layer for layer in chosen if layer.part == part]
+            if own:
+                written[part] = self.write(part, own)
+                strip_model(written[part])
+            else:
+                written[part] = graph
+        return written
 
 
-def early_convolutions(model: onnx.ModelProto) -> list[str]:
-    """Names of the convolutions that stay in float: of a stem the first three, else the first.
+def _choose(
+    quantiser: _Quantiser, bench: NoiseBench, options: QuantiseOptions, source: SampleSource
+) -> tuple[Choice, tuple[LayerNoise, ...]]:
+    """Measure every layer, then look for the fewest that must stay in float."""
+    options.progress(f"measuring {len(quantiser.layers)} layers on {len(bench)} records")
+    noises = measure_layers(quantiser.layers, quantiser.write, bench)
+    ranked = rank_layers(noises, quantiser.multiplications, bench.expected_changes, bench.tasks)
+    options.progress(f"running float32 on {len(source)} labelled records")
+    labelled = BudgetBench(quantiser.graphs, source)
 
-    They see the finest detail with the fewest channels: in float they save a third of the decisions
-    that 8 bits would change, for a third of the stem's arithmetic.
-    """
-    pixels = {item.name for item in model.graph.input}
-    names = [node.name for node in model.graph.node if node.op_type == "Conv"]
-    reads_pixels = any(
-        node.op_type == "Conv" and node.input[0] in pixels for node in model.graph.node
-    )
-    if not reads_pixels:
-        return []
-    return names[:_EARLY] if len(names) > _EARLY + 1 else names[:1]
-
-
-def head_products(model: onnx.ModelProto) -> list[str]:
-    """Names of the products that make logits of the joint vector: small, and next to the decision.
-
-    From each output `logits_*` back the last two, and the one that gives `match_logit`.
-    """
-    makers = {name: node for node in model.graph.node for name in node.output}
-    names: dict[str, None] = {}
-    for output in model.graph.output:
-        if output.name.startswith("logits_"):
-            wanted = 2
-        else:
-            wanted = 1 if output.name == "match_logit" else 0
-        node = makers.get(output.name)
-        while node is not None and wanted:
-            if node.op_type in _QUANTISED:
-                names[node.name] = None
-                wanted -= 1
-            node = next((makers[name] for name in node.input if name in makers), None)
-    return list(names)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The quantiser logs advice to the root logger."""
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
-
-
-def quantize_part(
-    model: onnx.ModelProto, feeds: Iterable[Feeds], keep_float: Iterable[str] = ()
-) -> onnx.ModelProto:
-    """Quantise one graph.
-
-    Args:
-        model: A float32 graph; left as it is.
-        feeds: Inputs from whose runs the ranges of activations are taken.
-        keep_float: Further nodes to leave in float.
-
-    Returns:
-        The graph with QuantizeLinear and DequantizeLinear pairs.
-    """
-    with tempfile.TemporaryDirectory() as folder, _quiet():
-        source, ready, result = (Path(folder, name) for name in ("a.onnx", "b.onnx", "c.onnx"))
-        onnx.save(model, str(source))
-        # Symbolic shape inference fails on named batch and length axes.
-        quant_pre_process(str(source), str(ready), skip_symbolic_shape=True, skip_optimization=True)
-        prepared = onnx.load(str(ready))
-        # Shapes inferred for weights of one graph contradict those of the transposed ones.
-        del prepared.graph.value_info[:]
-        onnx.save(prepared, str(ready))
-        quantize_static(
-            str(ready),
-            str(result),
-            _Reader(feeds),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(_QUANTISED),
-            per_channel=True,
-            reduce_range=False,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            nodes_to_exclude=[
-                *float_nodes(prepared),
-                *early_convolutions(prepared),
-                *head_products(prepared),
-                *keep_float,
-            ],
-            calibrate_method=CalibrationMethod.MinMax,
-            extra_options={
-                # The integer sums go straight to float: more exact than another 8-bit step.
-                "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],
-            },
+    def measure(float_layers: Sequence[Layer]) -> Any:
+        loss = labelled.measure(quantiser.write_all(float_layers))
+        options.progress(
+            f"{len(float_layers)} of {len(ranked)} layers in float: the worst task loses "
+            f"{loss.worst():.2f} points, {loss.changed():.2f} % of decisions change"
         )
-        quantised = onnx.load(str(result))
-    strip_model(quantised)
-    return quantised
+        return loss
+
+    choice = choose_float(ranked, measure, budget=options.budget, max_changed=options.max_changed)
+    return choice, ranked
 
 
-def quantize_graphs(
-    graphs: Mapping[str, onnx.ModelProto], samples: Iterable[Sample], reference: GraphTrio
-) -> dict[str, onnx.ModelProto]:
-    """Quantise the three graphs with ranges from real samples.
-
-    Args:
-        graphs: Part -> float32 graph.
-        samples: Can be iterated several times; one sample is in memory at a time.
-        reference: Sessions of the float32 graphs.
-    """
+def _describe(
+    quantiser: _Quantiser,
+    bench: NoiseBench,
+    ranked: Sequence[LayerNoise],
+    choice: Choice,
+    options: QuantiseOptions,
+) -> dict[str, Any]:
+    """The section `sensitivity` of the report."""
+    kept = {layer.key for layer in choice.float_layers}
+    rows = []
+    for item in ranked:
+        layer = item.layer
+        changes = {name: bench.expected_changes(name, item.noise[name]) for name in bench.tasks}
+        rows.append(
+            {
+                "part": layer.part,
+                "node": layer.node,
+                "name": layer.label,
+                "operator": layer.operator,
+                "shape": list(layer.shape),
+                "multiplications": quantiser.multiplications(layer),
+                "float": layer.key in kept,
+                "noise": dict(item.noise),
+                "expected_changes": changes,
+            }
+        )
+    chosen = [item for item in ranked if item.layer.key not in kept]
     return {
-        part: quantize_part(model, part_feeds(part, samples, reference))
-        if part in QUANTISED_PARTS
-        else model
-        for part, model in graphs.items()
+        "records": len(bench),
+        "layers": rows,
+        "budget": {"points": options.budget, "max_changed": options.max_changed},
+        "steps": [{"float_layers": count, **loss.to_dict()} for count, loss in choice.steps],
+        "noise": bench.measure_all(quantiser.write_all(choice.float_layers)),
+        "predicted_noise": {
+            name: sum(item.noise[name] for item in chosen) for name in ranked[0].noise
+        },
     }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QuantiseOptions:
-    """What may be asked of a quantisation beside its target."""
-
-    budget: float = 0.5
-    """Points of accuracy that every task may lose."""
-    budget_source: SampleSource | None = None
-    """Labelled records on which the loss is measured; without them a rule says what stays float."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QuantisedVariant:
-    """What `quantise_variant` made."""
-
-    graphs: dict[str, onnx.ModelProto]
-    notes: dict[str, Any]
-    """For the manifest's variant."""
-    sensitivity: dict[str, Any] = field(default_factory=dict)
-    """For the report: how much each layer loses, and what became of it; empty if not measured."""
+def _notes(
+    target: Target, options: QuantiseOptions, float_layers: Sequence[Layer], *, measured: bool
+) -> dict[str, Any]:
+    kept = ", ".join(layer.label for layer in float_layers) or "no layer"
+    others = "normalisation, softmax, products of two activations"
+    notes: dict[str, Any] = {
+        "method": "ranges taken at run time"
+        if target.dynamic
+        else "static QuantizeLinear/DequantizeLinear",
+        **target.to_dict(),
+        "float": f"{kept}; {others}" + ("; convolutions" if target.dynamic else ""),
+        "float_by": f"budget of {options.budget:g} points a task" if measured else "rule",
+    }
+    if target.dynamic:
+        notes["batch_dependent"] = (
+            "a result depends on the other samples of its batch and on padding; run each sample "
+            "alone and without padding"
+        )
+    else:
+        notes["ranges"] = options.ranges.method
+        if options.ranges.method == "percentile":
+            notes["range_percentile"] = options.ranges.percentile
+    return notes
 
 
 def quantise_variant(
@@ -245,12 +279,44 @@ def quantise_variant(
         source: Real records whose runs give the ranges; one is in memory at a time.
         reference: Sessions of the float32 graphs.
         target: What the processor wants.
-        options: See there.
+        options: With `budget_source` the layers that stay in float are chosen by measuring, else by
+            `quantize_rule`.
+
+    Raises:
+        UsageError: The target is `dynamic`, and batch dependence was not accepted.
+        DataError: There are no records, or none with a target.
+        ExportError: A layer cannot be quantised, or a value is not finite.
     """
-    notes = {
-        "method": "static QuantizeLinear/DequantizeLinear, ranges by minimum and maximum",
-        **target.to_dict(),
-        "float": "text graph, first convolutions, normalisation, softmax, products of two "
-        "activations, task heads",
-    }
-    return QuantisedVariant(graphs=quantize_graphs(graphs, source, reference), notes=notes)
+    if target.dynamic and not options.allow_batch_dependence:
+        raise UsageError(
+            f"target {target.name!r} makes results depend on the other samples of a batch and on "
+            "padding; give --allow-batch-dependence to accept that, or take target 'cpu'"
+        )
+    samples = source.head(_DYNAMIC_SAMPLES) if target.dynamic else source
+    options.progress(f"taking ranges from {len(samples)} records")
+    quantiser = _Quantiser(graphs, samples, reference, target, options)
+    if options.budget_source is None:
+        kept = rule_float(graphs, quantiser.layers)
+        notes = _notes(target, options, kept, measured=False)
+        return QuantisedVariant(graphs=quantiser.write_all(kept), notes=notes)
+    bench = NoiseBench(graphs, source.head(options.noise_samples))
+    choice, ranked = _choose(quantiser, bench, options, options.budget_source)
+    return QuantisedVariant(
+        graphs=quantiser.write_all(choice.float_layers),
+        notes=_notes(target, options, choice.float_layers, measured=True),
+        sensitivity=_describe(quantiser, bench, ranked, choice, options),
+    )
+
+
+def quantize_graphs(
+    graphs: Mapping[str, onnx.ModelProto], samples: Iterable[Sample], reference: GraphTrio
+) -> dict[str, onnx.ModelProto]:
+    """Some of the three graphs for the target `cpu`, by the rule.
+
+    Args:
+        graphs: Part -> float32 graph.
+        samples: Can be iterated several times; one sample is in memory at a time.
+        reference: Sessions of the float32 graphs.
+    """
+    quantiser = _Quantiser(graphs, samples, reference, find_target("cpu"), QuantiseOptions())
+    return quantiser.write_all(rule_float(graphs, quantiser.layers))

@@ -1,9 +1,9 @@
 """The layers of a graph that can be quantised, found in the ONNX file itself.
 
-A layer is a convolution or a product with a constant weight. What holds no weight, such as a
-product of two activations, a softmax or a normalisation, is no layer and stays in float. A weight
-that we cannot quantise is refused rather than passed over: the graph would be called INT8 and not
-be it.
+A layer is a convolution or a product with a constant weight, or a large embedding table, of which
+only the weights are quantised. What holds no weight, such as a product of two activations, a
+softmax or a normalisation, is no layer and stays in float. A weight that we cannot quantise is
+refused rather than passed over: the graph would be called INT8 and not be it.
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ _QUANTISED = frozenset(
 )
 _LARGE = 1024
 """Elements from which a constant counts as a weight."""
+_TABLE = 1 << 14
+"""Elements from which a table is worth three more nodes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """One convolution or product with a constant weight."""
+    """One convolution or product with a constant weight, or one table."""
 
     part: str
     node: str
@@ -42,12 +44,12 @@ class Layer:
     """Name of the module in the model, as far as the graph still knows it."""
     operator: str
     activation: str
-    """Tensor that is multiplied."""
+    """Tensor that is multiplied; of a table the row numbers."""
     weight: str
     shape: tuple[int, ...]
     """Of the weight."""
     axis: int
-    """Of the output channels, in the weight."""
+    """Of the output channels, in the weight; of the rows, in a table."""
     bias: str
     """Added inside the operator; empty where there is none."""
     output: str
@@ -57,6 +59,11 @@ class Layer:
     def weights(self) -> int:
         """Number of the weight's elements."""
         return math.prod(self.shape)
+
+    @property
+    def is_table(self) -> bool:
+        """Whether rows are looked up and nothing is multiplied."""
+        return self.operator == "Gather"
 
     @property
     def key(self) -> str:
@@ -122,6 +129,33 @@ def _refuse(graph: onnx.GraphProto, part: str, keep_float: frozenset[str]) -> No
             )
 
 
+def _is_table(
+    node: onnx.NodeProto,
+    shapes: Mapping[str, tuple[int, ...]],
+    consumers: Mapping[str, list[onnx.NodeProto]],
+) -> bool:
+    if node.op_type != "Gather" or any(item.name == "axis" and item.i for item in node.attribute):
+        return False
+    shape = shapes.get(node.input[0], ())
+    # A table that somebody else reads too would stay in the file a second time.
+    return len(shape) == 2 and math.prod(shape) >= _TABLE and len(consumers[node.input[0]]) == 1
+
+
+def _table(part: str, node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> Layer:
+    return Layer(
+        part=part,
+        node=node.name,
+        label=_label(node, shapes, None),
+        operator=node.op_type,
+        activation=node.input[1],
+        weight=node.input[0],
+        shape=shapes[node.input[0]],
+        axis=0,
+        bias="",
+        output=node.output[0],
+    )
+
+
 def find_layers(
     part: str, model: onnx.ModelProto, keep_float: Iterable[str] = ()
 ) -> tuple[Layer, ...]:
@@ -145,7 +179,11 @@ def find_layers(
     outputs = {item.name for item in graph.output}
     layers = []
     for node in graph.node:
-        if node.op_type not in _LAYERS or node.name in kept or node.input[0] in shapes:
+        if node.name in kept:
+            continue
+        if _is_table(node, shapes, consumers):
+            layers.append(_table(part, node, shapes))
+        if node.op_type not in _LAYERS or node.input[0] in shapes:
             continue
         shape = shapes.get(node.input[1], ())
         if len(shape) < 2 or (node.op_type == "MatMul" and len(shape) > 2):

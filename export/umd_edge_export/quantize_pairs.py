@@ -2,7 +2,7 @@
 
 The result is ONNX that any runtime can read; each target's row says which form its kernels take. A
 weight becomes int8 in the file, with one scale a channel and no zero point. A tensor has one pair,
-whoever reads it.
+whoever reads it. Of a table the rows that are looked up are scaled, one scale a row, and no more.
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ from .errors import ExportError
 from .quantize_layers import Layer
 from .targets import Target
 
-__all__ = ["Step", "activation_step", "quantise_weight", "write_pairs"]
+__all__ = [
+    "Step",
+    "activation_step",
+    "quantise_weight",
+    "replace_nodes",
+    "table_nodes",
+    "write_pairs",
+]
 
 Ranges = Mapping[str, tuple[float, float]]
 """Tensor -> lowest and highest value."""
@@ -190,7 +197,7 @@ def write_pairs(
         for name in node.output:
             if name in writer.steps:
                 nodes += writer.pair(name)
-    _replace(graph, nodes, writer.added)
+    replace_nodes(graph, nodes, writer.added)
     return result
 
 
@@ -202,7 +209,7 @@ def _add_steps(
     rounded = set()
     for node in graph.node:
         layer = chosen.get(node.name)
-        if layer is None:
+        if layer is None or layer.is_table:
             continue
         writer.add_step(layer.activation)
         if layer.operator in writer.target.outputs and layer.output not in public:
@@ -221,13 +228,48 @@ def _rewire(
             made.input[index] = f"{name}_dequantized"
     if layer is None:
         return [made]
+    if layer.is_table:
+        table = numpy_helper.to_array(writer.constants[layer.weight])
+        return table_nodes(layer, made, table, writer.added)
     before, inputs = writer.weight(layer)
     del made.input[:]
     made.input.extend([f"{layer.activation}_dequantized", *inputs])
     return [*before, made]
 
 
-def _replace(
+def table_nodes(
+    layer: Layer,
+    node: onnx.NodeProto,
+    table: npt.NDArray[np.float32],
+    added: dict[str, onnx.TensorProto],
+) -> list[onnx.NodeProto]:
+    """Nodes that look up int8 rows and scale each by its own.
+
+    A DequantizeLinear in front of the Gather would say the same and, in ONNX Runtime, compute the
+    whole table in every run.
+
+    Args:
+        layer: A table.
+        node: Its Gather.
+        table: (R, D) float32.
+        added: Receives the constants.
+    """
+    levels, scale = quantise_weight(table, 0)
+    made = node.output[0]
+    for name, value in ((f"{layer.weight}_quantized", levels), (f"{layer.weight}_scale", scale)):
+        # (R, 1), so that a scale broadcasts over its row
+        added[name] = numpy_helper.from_array(value.reshape(len(table), -1), name)
+    rows, cast, scales = f"{made}_rows", f"{made}_cast", f"{made}_scales"
+    ids = node.input[1]
+    return [
+        helper.make_node("Gather", [f"{layer.weight}_quantized", ids], [rows], node.name),
+        helper.make_node("Cast", [rows], [cast], f"{node.name}_to_float", to=1),
+        helper.make_node("Gather", [f"{layer.weight}_scale", ids], [scales], f"{node.name}_steps"),
+        helper.make_node("Mul", [cast, scales], [made], f"{node.name}_scaled"),
+    ]
+
+
+def replace_nodes(
     graph: onnx.GraphProto, nodes: list[onnx.NodeProto], added: Mapping[str, onnx.TensorProto]
 ) -> None:
     """Put the nodes in, and drop constants that nobody reads any more."""

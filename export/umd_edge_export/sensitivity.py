@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,10 +23,10 @@ from umd_edge._task import output_name
 
 from .drift import decision_margins
 from .quantize_layers import Layer
-from .quantize_pairs import Ranges, write_pairs
 from .ranges import open_graph
-from .samples import Sample
-from .targets import Target
+
+if TYPE_CHECKING:
+    from .samples import Sample
 
 __all__ = ["GraphRunner", "LayerNoise", "NoiseBench", "measure_layers"]
 
@@ -184,26 +184,18 @@ class GraphRunner:
 
 
 def measure_layers(
-    graphs: Mapping[str, onnx.ModelProto],
     layers: Sequence[Layer],
-    ranges: Mapping[str, Ranges],
-    target: Target,
+    write: Callable[[str, Sequence[Layer]], onnx.ModelProto],
     bench: NoiseBench,
-    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[LayerNoise, ...]:
     """Quantise each layer alone and measure what it changes.
 
     Args:
-        graphs: Part -> float32 graph.
         layers: Of any part.
-        ranges: Part -> tensor -> range.
-        target: A static one.
+        write: Gives one part with some of its layers quantised.
         bench: The records.
-        progress: Called with layers done and all layers.
     """
-    found = []
-    for index, layer in enumerate(layers):
-        single = write_pairs(graphs[layer.part], [layer], ranges[layer.part], target)
-        found.append(LayerNoise(layer=layer, noise=bench.measure(layer.part, single)))
-        progress(index + 1, len(layers))
-    return tuple(found)
+    return tuple(
+        LayerNoise(layer=layer, noise=bench.measure(layer.part, write(layer.part, [layer])))
+        for layer in layers
+    )

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,10 @@ from umd_edge.errors import DataError
 from .compare import PairedDifference, paired_difference, record_score
 from .drift import changed_decisions
 from .quantize_layers import Layer
-from .samples import SampleSource
 from .sensitivity import GraphRunner, LayerNoise
+
+if TYPE_CHECKING:
+    from .samples import SampleSource
 
 __all__ = ["BudgetBench", "Choice", "Loss", "choose_float", "rank_layers"]
 
@@ -142,7 +144,7 @@ class Choice:
 
 def rank_layers(
     noises: Sequence[LayerNoise],
-    multiplications: Mapping[str, int],
+    multiplications: Callable[[Layer], int],
     expected_changes: Callable[[str, float], float],
     tasks: Sequence[str],
 ) -> tuple[LayerNoise, ...]:
@@ -152,19 +154,19 @@ def rank_layers(
 
     Args:
         noises: Of each layer.
-        multiplications: Layer's key -> multiplications of one sample.
+        multiplications: Of one sample in a layer.
         expected_changes: Task and noise -> share of decisions that change.
         tasks: Those that count.
     """
     total = {name: sum(item.noise[name] for item in noises) for name in tasks}
     changes = {name: expected_changes(name, total[name]) for name in tasks}
-    arithmetic = sum(multiplications[item.layer.key] for item in noises)
+    arithmetic = max(sum(multiplications(item.layer) for item in noises), 1)
     weights = sum(item.layer.weights for item in noises)
 
     def ratio(item: LayerNoise) -> float:
         lost = sum(changes[name] * item.noise[name] / total[name] for name in tasks if total[name])
         # Time and size count the same.
-        saved = multiplications[item.layer.key] / arithmetic + item.layer.weights / weights
+        saved = multiplications(item.layer) / arithmetic + item.layer.weights / weights
         return lost / saved
 
     return tuple(sorted(noises, key=ratio, reverse=True))

@@ -6,7 +6,8 @@ one file. The columns differ because the processors do, not because the model do
 * ONNX Runtime on x86 multiplies unsigned activations by signed weights; with signed activations
   most products stay in float and the graph is slower than float32.
 * TensorRT takes no zero point other than 0 and no int32 bias behind a DequantizeLinear.
-* ARM's dot product instructions multiply signed by signed.
+* ARM's dot product instructions multiply signed by signed. The zero point is free there, so the
+  grids are those of x86, moved by 128: the two give the same answers.
 * Ranges taken at run time need no range data, and make a result depend on its batch and padding.
 """
 
@@ -36,6 +37,8 @@ class Target:
     """The bias of a quantised convolution or Gemm is int32 behind a DequantizeLinear."""
     outputs: tuple[str, ...]
     """Operators whose output is quantised too; a sum of the others goes straight to float."""
+    tables: bool = True
+    """Large embedding tables are int8 in the file, one scale a row."""
     dynamic: bool = False
     """Ranges are taken at run time: refused unless asked for."""
     weight_bits: int = 8
@@ -49,6 +52,7 @@ class Target:
             + ("one range a run" if self.dynamic else "one range a tensor"),
             "weights": "int8, symmetric, one scale a channel",
             "weight_bits": self.weight_bits,
+            "tables": "int8, one scale a row" if self.tables else "float32",
         }
 
 
@@ -69,6 +73,7 @@ _ROWS = (
         symmetric=True,
         bias=False,
         outputs=(),
+        tables=False,
     ),
     Target(
         name="openvino",
@@ -77,12 +82,13 @@ _ROWS = (
         symmetric=True,
         bias=False,
         outputs=(),
+        tables=False,
     ),
     Target(
         name="arm64",
         variant="int8-arm64",
         activations="int8",
-        symmetric=True,
+        symmetric=False,
         bias=True,
         outputs=("Conv",),
     ),
