@@ -123,6 +123,17 @@ def _drift_section(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _gates_section(report: Mapping[str, Any]) -> list[str]:
+    gates = report.get("gates", [])
+    if not gates:
+        return []
+    lines = ["| gate | variant | result | what was found |", "| --- | --- | --- | --- |"]
+    for item in gates:
+        result, found = item["status"].replace("_", " "), item["message"].replace("|", "/")
+        lines.append(f"| {item['gate']} | `{item['variant']}` | {result} | {found} |")
+    return [*lines, ""]
+
+
 def model_card(
     name: str,
     version: str,
@@ -152,7 +163,7 @@ def model_card(
         lines.append(f"| `{task.name}` | {task.kind} | {shown}{more} | {reads} |")
     lines += ["", "## Measured accuracy", "", *_metrics_section(metrics)]
     lines += ["## Variants", "", f"In this bundle: {', '.join(sorted(report['sizes']))}.", ""]
-    lines += _drift_section(report)
+    lines += [*_gates_section(report), *_drift_section(report)]
     lines += ["## Training data", "", *_data_section(provenance)]
     lines += ["## Limits", "", *(f"* {limit}" for limit in use.limits), ""]
     return "\n".join(lines)
