@@ -14,6 +14,7 @@ from .bundle_cli import bundle
 from .compare_cli import compare
 from .distil_cli import distil, distil_report, soft_targets
 from .qat_cli import qat
+from .quantize_cli import quantize
 from .report_cli import report
 
 __all__ = ["main", "run"]
@@ -33,6 +34,7 @@ def cli() -> None:
 cli.add_command(bundle)
 cli.add_command(compare)
 cli.add_command(report)
+cli.add_command(quantize)
 cli.add_command(distil)
 cli.add_command(distil_report)
 cli.add_command(soft_targets)
