@@ -1,0 +1,76 @@
+#include "postprocess.h"
+
+#include <math.h>
+
+#define SUM_LANES 8
+#define SUM_BLOCK 128
+
+/* Summed in the order of numpy, so that the last bit agrees: 8 lanes in blocks of at most 128. */
+static double sum(const double *values, size_t count)
+{
+    double lanes[SUM_LANES], total = 0;
+    size_t i = 0, half;
+    if (count < SUM_LANES) {
+        for (; i < count; i++)
+            total += values[i];
+        return total;
+    }
+    if (count > SUM_BLOCK) {
+        half = count / 2;
+        half -= half % SUM_LANES;
+        return sum(values, half) + sum(values + half, count - half);
+    }
+    for (; i < SUM_LANES; i++)
+        lanes[i] = values[i];
+    for (; i < count - count % SUM_LANES; i++)
+        lanes[i % SUM_LANES] += values[i];
+    total = ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) +
+            ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
+    for (; i < count; i++)
+        total += values[i];
+    return total;
+}
+
+static double sigmoid(double x)
+{
+    /* Two-sided, so that exp never overflows. */
+    double decay = exp(-fabs(x));
+    return (x >= 0 ? 1.0 : decay) / (1.0 + decay);
+}
+
+void umdi_probabilities(const umdi_task *task, const float *logits, size_t count,
+                        double *probabilities)
+{
+    double largest = -HUGE_VAL, total;
+    for (size_t i = 0; i < count; i++) {
+        probabilities[i] = logits[i];
+        if (task->temperature != 1.0)
+            probabilities[i] /= task->temperature;
+        largest = probabilities[i] > largest ? probabilities[i] : largest;
+    }
+    for (size_t i = 0; i < count; i++)
+        probabilities[i] =
+            task->is_sigmoid ? sigmoid(probabilities[i]) : exp(probabilities[i] - largest);
+    if (task->is_sigmoid)
+        return;
+    total = sum(probabilities, count);
+    for (size_t i = 0; i < count; i++)
+        probabilities[i] /= total;
+}
+
+void umdi_most_probable(const double *probabilities, size_t count, size_t wanted, size_t *order)
+{
+    size_t used = 0;
+    for (size_t i = 0; i < count; i++) {
+        size_t place = used;
+        if (used == wanted && !(probabilities[i] > probabilities[order[used - 1]]))
+            continue;
+        if (used < wanted)
+            used++;
+        else
+            place--;
+        for (; place > 0 && probabilities[i] > probabilities[order[place - 1]]; place--)
+            order[place] = order[place - 1];
+        order[place] = i;
+    }
+}

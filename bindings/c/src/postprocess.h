@@ -1,0 +1,14 @@
+/* From logits to probabilities and decisions, as `umd_edge/_postprocess.py` does it. */
+#ifndef UMDI_POSTPROCESS_H
+#define UMDI_POSTPROCESS_H
+
+#include "manifest.h"
+
+/* `count` probabilities, after temperature scaling: a softmax, or a sigmoid of each. */
+void umdi_probabilities(const umdi_task *task, const float *logits, size_t count,
+                        double *probabilities);
+
+/* Numbers of the `wanted` highest values, the highest first; of equal ones the first. */
+void umdi_most_probable(const double *probabilities, size_t count, size_t wanted, size_t *order);
+
+#endif
