@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from . import __version__
 from ._predictor import Predictor
 from ._session import available_providers, needs_u8u8
+from ._tensorrt_probe import is_installed, probe
 from .errors import UmdEdgeError
 
 __all__ = ["Check", "examine"]
@@ -20,13 +23,15 @@ _EXTRAS = {
     "dicom": ("pydicom", "pylibjpeg", "pylibjpeg-openjpeg", "python-gdcm"),
     "train": ("torch", "transformers", "accelerate", "safetensors"),
     "export": ("torch", "onnx", "onnxscript", "optimum"),
-    "tensorrt": ("tensorrt-rtx",),
 }
+_L4T = Path("/etc/nv_tegra_release")
+_MODEL = Path("/proc/device-tree/model")
+# L4T's major release says which JetPack it is of.
+_JETPACKS = {35: "JetPack 5: too old", 36: "JetPack 6", 38: "JetPack 7.0 or 7.1", 39: "JetPack 7.2"}
 _PURPOSE = {
     "dicom": "to read DICOM files",
     "train": "to train models",
     "export": "to make bundles",
-    "tensorrt": "to run on NVIDIA GPUs through TensorRT",
 }
 
 
@@ -68,6 +73,7 @@ def examine(load: Callable[[], Predictor] = Predictor.default) -> Iterator[Check
     yield _processor()
     for extra, packages in _EXTRAS.items():
         yield _extra(extra, packages)
+    yield from _tensorrt()
     yield _bundle(load)
 
 
@@ -114,6 +120,55 @@ def _extra(extra: str, packages: tuple[str, ...]) -> Check:
             f'pip install "umd-edge[{extra}]" {_PURPOSE[extra]}',
         )
     return Check(f"extra {extra}", "ok", ", ".join(f"{k} {v}" for k, v in versions.items()))
+
+
+def _tensorrt() -> Iterator[Check]:
+    """The board where it is a Jetson, TensorRT, and the GPU that it would use."""
+    board = jetson_release()
+    if board is not None:
+        yield Check("Jetson", "ok", board)
+    if not is_installed():
+        advice = (
+            "sudo apt install nvidia-jetpack, then python3 -m venv --system-site-packages"
+            if board is not None
+            else 'pip install "umd-edge[tensorrt]" to run on an NVIDIA GPU'
+        )
+        yield Check("TensorRT", "absent", "no tensorrt and no tensorrt_rtx", advice)
+        return
+    facts = probe()
+    if facts.library_problem:
+        yield Check("TensorRT", "absent", facts.library_problem)
+    else:
+        yield Check("TensorRT", "ok", f"{facts.library} {facts.version} (experimental)")
+    if facts.device is not None:
+        device = facts.device
+        yield Check("NVIDIA GPU", "ok", f"{device.name}, {device.sm}, driver {device.driver}")
+    if facts.device_problem:
+        yield Check("TensorRT on this GPU", "absent", facts.device_problem)
+    elif facts.usable:
+        yield Check(
+            "TensorRT on this GPU",
+            "ok",
+            "starts",
+            "umd-edge build-engine, then run with --provider tensorrt",
+        )
+
+
+def jetson_release() -> str | None:
+    """Model, L4T release and JetPack of a Jetson; None on other machines."""
+    try:
+        first = _L4T.read_text(encoding="ascii", errors="replace").splitlines()[0]
+    except (OSError, IndexError):
+        return None
+    found = re.search(r"R(\d+).*?REVISION: ([\d.]+)", first)
+    if found is None:
+        return "L4T of an unknown release"
+    pack = _JETPACKS.get(int(found[1]), "an unknown JetPack")
+    try:
+        model = _MODEL.read_text(encoding="utf-8", errors="replace").strip("\0\n ")
+    except OSError:
+        model = "Jetson"
+    return f"{model}, L4T {found[1]}.{found[2]} ({pack})"
 
 
 def _bundle(load: Callable[[], Predictor]) -> Check:

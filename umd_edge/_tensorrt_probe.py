@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 LIBRARIES = ("tensorrt", "tensorrt_rtx")
-"""Import names; the first that can be imported is used."""
+"""Import names; the first that is installed is used, and no other one in its place."""
 _TIMEOUT_S = 120.0
 _NO_LIBRARY = (
     "TensorRT is not installed for this Python; on a Jetson `sudo apt install nvidia-jetpack` and "
@@ -95,27 +95,34 @@ def _report_device() -> bool:
 
 
 def _report_library() -> Any:
-    problem = _NO_LIBRARY
+    name = _installed()
+    if name is None:
+        say(library_problem=_NO_LIBRARY)
+        return None
+    say(stage=f"importing {name}")
+    try:
+        library = importlib.import_module(name)
+        say(library=name, version=str(library.__version__))
+    except Exception as error:  # a missing libnvinfer is an ImportError, a damaged one anything
+        say(
+            library_problem=f"{name} is installed and cannot be imported ({type(error).__name__}): "
+            f"a library that it needs is missing, or of another release. {_NO_LIBRARY}"
+        )
+        return None
+    return library
+
+
+def _installed() -> str | None:
     for name in LIBRARIES:
-        if importlib.util.find_spec(name) is None:
-            continue
-        say(stage=f"importing {name}")
-        try:
-            library = importlib.import_module(name)
-            say(library=name, version=str(library.__version__))
-            return library
-        except Exception as error:  # a missing libnvinfer is an ImportError, a damaged one anything
-            problem = (
-                f"{name} is installed and cannot be imported ({type(error).__name__}): a library "
-                f"that it needs is missing, or of another release. {_NO_LIBRARY}"
-            )
-    say(library_problem=problem)
+        found = importlib.util.find_spec(name)
+        if found is not None and found.origin is not None:  # no mere folder of that name
+            return name
     return None
 
 
 def is_installed() -> bool:
     """Whether a TensorRT package is there at all; loads nothing."""
-    return any(importlib.util.find_spec(name) is not None for name in LIBRARIES)
+    return _installed() is not None
 
 
 @functools.lru_cache(maxsize=1)
