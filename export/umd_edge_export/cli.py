@@ -23,7 +23,7 @@ __all__ = ["main", "run"]
 @click.group("umd-edge-export", cls=Program)
 @click.version_option(__version__, prog_name="umd-edge-export")
 def cli() -> None:
-    r"""Turn a checkpoint into a bundle, and compare models.
+    """Turn a checkpoint into a bundle, and compare models.
 
     \b
     Exit codes: 0 ok, 1 internal error, 2 usage, 3 checkpoint, bundle or gate, 4 input, 5 provider
