@@ -146,7 +146,7 @@ def _open(path: Path) -> Bundle:
     return bundle
 
 
-def _add_variant(work: _Work, target: Target, options: QuantiseOptions) -> None:
+def _add_variant(work: _Work, target: Target, options: QuantiseOptions, *, size_only: bool) -> None:
     variant = target.variant
     work.progress(f"making {variant}")
     reference = GraphTrio(work.graphs(REFERENCE), work.parts)
@@ -163,7 +163,7 @@ def _add_variant(work: _Work, target: Target, options: QuantiseOptions) -> None:
     work.variants[variant] = VariantSpec(
         graphs=names,
         golden_tolerance=golden_tolerance(variant, graphs, inputs, outputs),
-        notes=made.notes,
+        notes={**made.notes, **({"size_only": True} if size_only else {})},
     )
     work.files |= {names[part]: graphs[part] for part in PARTS}
     drift = measure_drift(reference, trio, work.source)
@@ -194,6 +194,7 @@ def _gate_invariance(work: _Work, target: Target) -> None:
 def _gate_packed(work: _Work, gates: GateOptions, folder: Path) -> None:
     packed = write_bundle(_pack(work, "fp32"), folder / "candidate.umd")
     candidate = Candidate.open(packed.path, work.targets)
+    work.add(*candidate.gate_linter())
     predictions = None
     if gates.data:
         work.progress("measuring accuracy against float32")
@@ -294,7 +295,7 @@ def quantise_bundle(
     asked = replace(options, budget_source=data.budget_source(model), progress=progress)
     with full_disk_told(out), tempfile.TemporaryDirectory(dir=out.resolve().parent) as folder:
         for target in chosen.values():
-            _add_variant(work, target, asked)
+            _add_variant(work, target, asked, size_only=target.variant in gates.size_only)
             _gate_invariance(work, target)
         _gate_packed(work, gates, Path(folder))
         require_passed(work.results)
