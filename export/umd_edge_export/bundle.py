@@ -17,16 +17,22 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 
 from umd_edge._bundle import Bundle, file_entries, write_bundle
 from umd_edge._manifest import Manifest, TokenizerSpec, VariantSpec
 from umd_edge._selftest import write_golden
-from umd_edge.errors import UsageError
 from umd_edge_train.checkpoint import Checkpoint, load_checkpoint
 
-from .candidate import REFERENCE, Candidate, check_size_only
+from .candidate import (
+    REFERENCE,
+    Candidate,
+    check_gate_data,
+    check_size_only,
+    choose_variants,
+)
 from .card import Metrics, intended_use, model_card
 from .drift import measure_drift
 from .errors import ExportError
@@ -41,7 +47,7 @@ from .report import describe_predictions, show_pictures
 from .report_html import ReportContent, write_report
 from .runner import GraphTrio
 from .samples import SampleSource, choose_samples, read_free_records
-from .targets import TARGETS, Target
+from .targets import Target
 from .weights import check_hashes, check_weights
 
 __all__ = ["VARIANTS", "build_bundle"]
@@ -85,24 +91,6 @@ class _Work:
         for result in results:
             self.results.append(result)
             self.on_gate(result)
-
-
-def _choose_variants(names: Sequence[str]) -> tuple[bool, dict[str, Target]]:
-    """Whether `fp32` stays in the bundle, and variant -> target of the others.
-
-    A variant may be named by itself or by one of its targets.
-    """
-    by_variant = {target.variant: target for target in reversed(list(TARGETS.values()))}
-    known = {**by_variant, **TARGETS}
-    unknown = sorted(set(names) - set(known) - {REFERENCE})
-    if unknown or not names:
-        raise UsageError(
-            f"variants {list(names)} given; some of {[REFERENCE, *by_variant]}, or of the targets "
-            f"{list(TARGETS)}, are allowed"
-        )
-    chosen = {known[name].variant: known[name] for name in names if name != REFERENCE}
-    ordered = {target.variant: None for target in TARGETS.values()}
-    return REFERENCE in names, {name: chosen[name] for name in ordered if name in chosen}
 
 
 def _created(provenance: Mapping[str, Any]) -> str:
@@ -161,12 +149,12 @@ def _quantise(work: _Work, graphs: Mapping[str, onnx.ModelProto], target: Target
     reference = work.trio(REFERENCE)
     made = quantise_variant(graphs, work.source, reference, target, work.quantise)
     work.graphs[variant] = _serialise(made.graphs)
-    size_only = {"size_only": True} if variant in work.gates.size_only else {}
-    work.notes[variant] = {
-        **made.notes,
-        "equalisation": "channels between the convolutions of the stem, by their ranges",
-        **size_only,
-    }
+    notes = dict(made.notes)
+    if work.checkpoint.model.vision_encoder.stem is not None:
+        notes["equalisation"] = "channels between the convolutions of the stem, by their ranges"
+    if variant in work.gates.size_only:
+        notes["size_only"] = True
+    work.notes[variant] = notes
     if made.sensitivity:
         work.report.setdefault("sensitivity", {})[variant] = made.sensitivity
     work.progress(f"comparing {variant} with float32")
@@ -191,6 +179,12 @@ def _gate_variant(work: _Work, variant: str) -> None:
     work.report.setdefault("sizes", {})[variant] = {part: len(graphs[part]) for part in PARTS}
     inputs = {key: value for key, value in work.golden.items() if "/" not in key}
     outputs = golden_outputs(work.trio(variant), inputs)
+    broken = sorted(name for name, value in outputs.items() if not np.isfinite(value).all())
+    if broken:
+        raise ExportError(
+            f"variant {variant!r} gives values that are not finite in {broken[0]!r}; give range "
+            "data of the right kind, or another checkpoint"
+        )
     work.golden |= {f"{variant}/{name}": value for name, value in outputs.items()}
     work.variants[variant] = VariantSpec(
         graphs={part: f"graphs/{part}.{variant}.onnx" for part in PARTS},
@@ -295,17 +289,19 @@ def build_bundle(
         The bundle, opened from `out`.
 
     Raises:
-        UsageError: Unknown variants, or a place that cannot be written.
+        UsageError: Unknown variants, a place that cannot be written, or a file that is range data
+            and gate data.
         DataError: The range data or gate data is unreadable, restricted, or fits no task.
         CheckpointError: The checkpoint is incomplete or damaged.
         ExportError: A weight is implausible, a layer has no form in ONNX, or the disk is full.
         GateError: A gate failed; its subclass where only one kind of gate did.
     """
-    keep_float, targets = _choose_variants(variants)
+    keep_float, targets = choose_variants(variants)
     options = gates or GateOptions()
     check_size_only(options.size_only, tuple(targets))
     for place in (out, *([report] if report else [])):
         check_place(place)
+    check_gate_data(options.data, range_data)
     check_hashes(checkpoint_path)
     checkpoint = load_checkpoint(checkpoint_path)
     check_weights(checkpoint)
@@ -322,7 +318,7 @@ def build_bundle(
         on_gate=on_gate,
         progress=progress,
     )
-    with full_disk_told(out), tempfile.TemporaryDirectory(dir=out.resolve().parent) as folder:
+    with full_disk_told(out), _work_folder(out) as folder:
         graphs = _export_float(work)
         for target in targets.values():
             _quantise(work, graphs, target)
@@ -341,6 +337,10 @@ def build_bundle(
         built = write_bundle(_files(work, name, version, created, metrics or {}), out)
         _write_report(replace(content, sha256=built.sha256), report, pictures)
         return built
+
+
+def _work_folder(out: Path) -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(dir=out.resolve().parent, prefix=f".{out.name}.")
 
 
 def _report_data(work: _Work, range_data: Sequence[Path], count: int) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from umd_edge._predictor import Predictor
+from umd_edge._records import read_records
 from umd_edge.errors import UsageError
 
 from .compare import Predictions, compare_predictions, predict
@@ -20,7 +21,7 @@ from .sides import PredictorSide
 from .speed import SpeedReport, measure_speed
 from .targets import TARGETS, Target
 
-__all__ = ["Candidate"]
+__all__ = ["REFERENCE", "Candidate", "check_gate_data", "check_size_only", "choose_variants"]
 
 REFERENCE = "fp32"
 _TENSORRT = TARGETS["tensorrt"].variant
@@ -142,3 +143,41 @@ def check_size_only(size_only: Sequence[str], variants: Sequence[str]) -> None:
     unknown = sorted(set(size_only) - set(variants))
     if unknown:
         raise UsageError(f"--size-only {unknown} given; this build makes {list(variants)}")
+
+
+def choose_variants(names: Sequence[str]) -> tuple[bool, dict[str, Target]]:
+    """Whether `fp32` stays in the bundle, and variant -> target of the others.
+
+    A variant may be named by itself or by one of its targets.
+
+    Raises:
+        UsageError: An unknown name, or none.
+    """
+    by_variant = {target.variant: target for target in reversed(list(TARGETS.values()))}
+    known = {**by_variant, **TARGETS}
+    unknown = sorted(set(names) - set(known) - {REFERENCE})
+    if unknown or not names:
+        raise UsageError(
+            f"variants {list(names)} given; some of {[REFERENCE, *by_variant]}, or of the targets "
+            f"{list(TARGETS)}, are allowed"
+        )
+    chosen = {known[name].variant: known[name] for name in names if name != REFERENCE}
+    ordered = {target.variant: None for target in TARGETS.values()}
+    return REFERENCE in names, {name: chosen[name] for name in ordered if name in chosen}
+
+
+def check_gate_data(gate_data: Sequence[Path], range_data: Sequence[Path]) -> None:
+    """Tell at once what is wrong with the labelled records.
+
+    Raises:
+        UsageError: A file sets the ranges which it is to judge.
+        DataError: A file cannot be read.
+    """
+    shared = {path.resolve() for path in gate_data} & {path.resolve() for path in range_data}
+    if shared:
+        raise UsageError(
+            f"{sorted(path.name for path in shared)} given as --gate-data and as --range-data; "
+            "the gate needs records on which nothing was tuned"
+        )
+    for path in gate_data:
+        read_records(path)

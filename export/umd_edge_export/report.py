@@ -105,6 +105,7 @@ def report_bundle(
     variants = sorted(bundle.manifest.variants, key=lambda name: (name != REFERENCE, name))
     predictors = {name: Predictor.load(path, variant=name, threads=1) for name in variants}
     stored = _stored(bundle)
+    can_answer = any(task.kind != "retrieval" for task in bundle.manifest.tasks)
     content = ReportContent(
         name=f"{bundle.manifest.name} {bundle.manifest.version}",
         sha256=bundle.sha256,
@@ -113,7 +114,7 @@ def report_bundle(
         speed={
             name: measure_speed(predictors[REFERENCE], item)
             for name, item in predictors.items()
-            if REFERENCE in predictors and name != REFERENCE
+            if REFERENCE in predictors and name != REFERENCE and can_answer
         },
         sensitivity=stored.get("sensitivity", {}),
     )

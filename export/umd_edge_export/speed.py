@@ -72,7 +72,8 @@ def ratio_interval(ratios: npt.ArrayLike) -> tuple[float, float, float]:
 def _answering(predictor: Predictor, task: TaskSpec) -> Callable[[], object]:
     """Encode a generated picture of the model's own size and run one question on it."""
     spec = predictor.manifest.preprocessing
-    pixels = np.random.default_rng(0).integers(0, 256, (spec.height, spec.width, 3), dtype=np.uint8)
+    shape = (spec.height, spec.width, 3)[: 3 if spec.channels == 3 else 2]
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     empty = np.zeros(len(predictor.manifest.structured_fields), np.float32)
 
     def answer() -> object:

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 import umd_edge
-from umd_edge.errors import DataError, UnknownTaskError
+from support.labelled import make_labelled
+from umd_edge.errors import BundleNotFoundError, DataError, UnknownTaskError, UsageError
 from umd_edge_export.cli import run
 from umd_edge_export.compare import compare, paired_difference
+from umd_edge_export.sides import open_side
 
 
 def _predictor(bundle, variant):
@@ -35,6 +37,15 @@ def test_paired_difference_on_a_case_worked_by_hand():
     assert result.changed_decisions == 0.75
 
 
+@pytest.mark.parametrize("patients", [2, 9, 700])
+def test_records_without_a_difference_give_the_exact_bound_and_not_zero(patients):
+    names = [str(index) for index in range(patients)]
+    result = paired_difference([1] * patients, [1] * patients, [0] * patients, names)
+    assert result.low == -result.high < 0
+    # A loss at that rate would leave so many patients untouched once in 40 times.
+    assert (1 - result.high) ** patients == pytest.approx(0.025)
+
+
 def test_patients_are_resampled_and_not_records():
     rng = np.random.default_rng(1)
     patients = np.repeat(np.arange(20), 30)
@@ -43,6 +54,60 @@ def test_patients_are_resampled_and_not_records():
     single = np.arange(600).astype(str)
     naive = paired_difference(np.zeros(600), per_patient, np.zeros(600), single)
     assert clustered.high - clustered.low > 3 * (naive.high - naive.low)
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_bundle):
+    return {
+        name: umd_edge.Predictor.load(tiny_bundle, variant=name, threads=1)
+        for name in ("fp32", "int8")
+    }
+
+
+def test_records_that_disagree_are_listed_worst_first_and_named_nowhere_else(tiny, tmp_path):
+    data = make_labelled(tmp_path / "data", tiny["fp32"], 12)
+    result = compare(tiny["fp32"], tiny["int8"], [data], tasks=["vqa"])
+    worst = [(-item.changed, -item.distance) for item in result.disagreements]
+    assert worst == sorted(worst) and len(worst) == 12
+    assert all(item.distance > 0 for item in result.disagreements)
+    changed = sum(item.changed for item in result.disagreements) / 12
+    assert result.pooled.changed_decisions == pytest.approx(changed)
+    assert "record-" not in json.dumps(result.to_dict()) + repr(result)
+
+
+def test_accuracy_is_one_where_the_records_say_what_the_reference_says(tiny, tmp_path):
+    """Negative control beside it: every answer wrong gives 0."""
+    right = make_labelled(tmp_path / "right", tiny["fp32"], 6)
+    assert compare(tiny["fp32"], tiny["int8"], [right], tasks=["vqa"]).pooled.accuracy_a == 1.0
+
+    def spoil(index, record):
+        record["answer"] = "something else"
+
+    wrong = make_labelled(tmp_path / "wrong", tiny["fp32"], 6, spoil)
+    assert compare(tiny["fp32"], tiny["int8"], [wrong], tasks=["vqa"]).pooled.accuracy_a == 0.0
+
+
+def test_a_variant_of_a_checkpoint_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UsageError, match="runs in torch and has none"):
+        open_side(tmp_path, variant="int8")
+
+
+def test_a_folder_that_is_neither_bundle_nor_checkpoint_is_refused(tmp_path):
+    with pytest.raises(BundleNotFoundError):
+        open_side(tmp_path)
+
+
+def test_a_checkpoint_and_its_float_bundle_decide_alike(bundle, checkpoint_dir, records, capsys):
+    arguments = ["compare", str(checkpoint_dir), str(bundle.path), "--data", str(records)]
+    assert run([*arguments, "--task", "skin-lesion", "--task", "vqa", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["a"]["variant"] == "torch"
+    assert result["a"]["checkpoint"]["created"] == "2026-01-31T12:00:00+00:00"
+    checkpoint = open_side(checkpoint_dir)
+    same = compare(checkpoint, _predictor(bundle, "fp32"), [records])
+    assert same.pooled.changed_decisions == 0.0
+    assert all(item.distance < 1e-4 for item in same.disagreements)
 
 
 def test_unknown_task_is_refused(bundle, records):
