@@ -7,6 +7,7 @@ way, 10.x has to be told. What a version lacks is left out; nothing is replaced.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from ._tensorrt_progress import BuildProgress, make_monitor
 from .errors import BundleIntegrityError, ProviderUnavailableError, UsageError
 
-__all__ = ["BuiltEngine", "Profile", "build_engine"]
+__all__ = ["BuiltEngine", "Profile", "build_engine", "parse_capability"]
 
 OLDEST = (10, 3)
 """JetPack 6 stays there."""
@@ -113,6 +114,18 @@ def build_engine(
     cache = build.use_timing_cache(config, timing_cache)
     plan = build.serialise(network, config)
     return BuiltEngine(plan, b"" if cache is None else bytes(cache.serialize()))
+
+
+def parse_capability(given: str) -> tuple[int, int]:
+    """(8, 6) of `8.6`.
+
+    Raises:
+        UsageError: It is something else.
+    """
+    found = re.fullmatch(r"([1-9]\d?)\.(\d)", given)
+    if found is None:
+        raise UsageError(f"compute capability {given!r} given; write it like 8.6 or 12.0")
+    return int(found[1]), int(found[2])
 
 
 def is_rtx(trt: Any) -> bool:

@@ -16,6 +16,7 @@ from .distil_cli import distil, distil_report, soft_targets
 from .qat_cli import qat
 from .quantize_cli import quantize
 from .report_cli import report
+from .tensorrt_cli import tensorrt
 
 __all__ = ["main", "run"]
 
@@ -34,6 +35,7 @@ def cli() -> None:
 cli.add_command(bundle)
 cli.add_command(compare)
 cli.add_command(report)
+cli.add_command(tensorrt)
 cli.add_command(quantize)
 cli.add_command(distil)
 cli.add_command(distil_report)

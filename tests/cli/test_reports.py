@@ -14,7 +14,10 @@ from umd_edge._bench import Overhead
 from umd_edge._evaluation import evaluate_vqa
 from umd_edge._records import VQAReference
 
-COMMANDS = ["classify", "ask", "rank", "info", "verify", "evaluate", "bench", "doctor", "demo"]
+COMMANDS = [
+    *("classify", "ask", "rank", "info", "verify", "evaluate", "bench", "doctor", "build-engine"),
+    "demo",
+]
 
 
 def vqa_records(folder, n=12):

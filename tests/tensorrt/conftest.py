@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ctypes
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,8 @@ import pytest
 
 from support.bundles import repack, tiny_files
 from support.requirements import lacking
-from umd_edge import _tensorrt_cuda, _tensorrt_engine, _tensorrt_probe
+from umd_edge import Bundle, _tensorrt_cuda, _tensorrt_engine, _tensorrt_probe
+from umd_edge._tensorrt_bundle import build_engines
 
 FAKES = Path(__file__).resolve().parent.parent / "support" / "fake_tensorrt"
 
@@ -42,11 +44,21 @@ def fake_driver_file(tmp_path_factory) -> Path:
     return out
 
 
+def _use_driver(monkeypatch, file: Path) -> None:
+    monkeypatch.setattr(_tensorrt_cuda, "_NAMES", {sys.platform: str(file)})
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(file.parent))
+
+
+def _use_tensorrt(monkeypatch, version: str, trouble: str) -> None:
+    monkeypatch.setenv("FAKE_TENSORRT", version)
+    monkeypatch.setenv("FAKE_TENSORRT_TROUBLE", trouble)
+    _forget()
+
+
 @pytest.fixture
 def fake_driver(monkeypatch, fake_driver_file):
     """The driver of this process and of its children is the fake; gives its library."""
-    monkeypatch.setattr(_tensorrt_cuda, "_NAMES", {sys.platform: str(fake_driver_file)})
-    monkeypatch.setenv("LD_LIBRARY_PATH", str(fake_driver_file.parent))
+    _use_driver(monkeypatch, fake_driver_file)
     return ctypes.CDLL(str(fake_driver_file))
 
 
@@ -56,9 +68,7 @@ def fake_tensorrt(monkeypatch):
     monkeypatch.syspath_prepend(str(FAKES))
 
     def choose(version: str = "10.3.0", trouble: str = "") -> None:
-        monkeypatch.setenv("FAKE_TENSORRT", version)
-        monkeypatch.setenv("FAKE_TENSORRT_TROUBLE", trouble)
-        _forget()
+        _use_tensorrt(monkeypatch, version, trouble)
 
     choose()
     return choose
@@ -75,3 +85,22 @@ def bundle_path(tmp_path_factory) -> Path:
         tokens.type.tensor_type.shape.dim[1].dim_value = 4
         files[name] = model.SerializeToString(deterministic=True)
     return repack(tmp_path_factory.mktemp("bundle") / "tiny.umd", files)
+
+
+@pytest.fixture(scope="session")
+def built_engines(tmp_path_factory, bundle_path, fake_driver_file) -> Path:
+    """The engines of the float variant, built once."""
+    folder = tmp_path_factory.mktemp("built") / "engines"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.syspath_prepend(str(FAKES))
+        _use_driver(monkeypatch, fake_driver_file)
+        _use_tensorrt(monkeypatch, "10.3.0", "")
+        build_engines(Bundle.open(bundle_path), folder=folder)
+    _forget()
+    return folder
+
+
+@pytest.fixture
+def engines(built_engines, tmp_path, fake_driver, fake_tensorrt) -> Path:
+    """A copy of them that a test may spoil."""
+    return Path(shutil.copytree(built_engines, tmp_path / "engines"))

@@ -6,7 +6,7 @@ import importlib
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.bundles import tiny_files
@@ -116,6 +116,7 @@ def test_interrupted_build_leaves_no_child(fake_tensorrt, monkeypatch):
         build_in_child("tensorrt", TEXT, Profile(), name="text", on_status=interrupt)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 1024), st.integers(1, 4096), st.integers(1, 500))
 def test_profile_covers_batches_and_lengths(batch, length, width):
     profile = Profile(batch, length)
@@ -148,6 +149,7 @@ class Clock:
         return self.now
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40), st.floats(0.1, 100))
 def test_estimate_of_equal_steps_is_what_is_left(steps, seconds):
     clock, told = Clock(), []

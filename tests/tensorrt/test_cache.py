@@ -27,7 +27,9 @@ def cache(tmp_path):
     return found
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15, deadline=None
+)
 @given(plan=st.binary(max_size=200))
 def test_what_was_written_is_read(cache, plan):
     assert cache.write(KEY, plan, seconds=1.0) == cache.path(KEY)

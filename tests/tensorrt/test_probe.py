@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import sys
 
 import pytest
@@ -79,13 +78,13 @@ def test_machine_with_nothing(monkeypatch):
 
 
 def test_folder_of_that_name_is_no_tensorrt(monkeypatch, tmp_path):
-    (tmp_path / "tensorrt_rtx").mkdir()
+    (tmp_path / "trt_folder").mkdir()
+    (tmp_path / "trt_module.py").write_text("")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(_tensorrt_probe, "LIBRARIES", ("tensorrt_rtx",))
-    found = importlib.util.find_spec("tensorrt_rtx")
-    if found is not None and found.origin is not None:
-        pytest.skip("the real one is installed")
+    monkeypatch.setattr(_tensorrt_probe, "LIBRARIES", ("trt_folder",))
     assert not _tensorrt_probe.is_installed()
+    monkeypatch.setattr(_tensorrt_probe, "LIBRARIES", ("trt_folder", "trt_module"))
+    assert _tensorrt_probe.is_installed()
 
 
 def test_frozen_program_starts_no_child(monkeypatch):

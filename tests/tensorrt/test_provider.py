@@ -30,13 +30,6 @@ from umd_edge._tensorrt_bundle import build_engines, engine_cache, tensorrt_vari
 pytestmark = pytest.mark.usefixtures("fake_driver", "fake_tensorrt")
 
 
-@pytest.fixture
-def engines(bundle_path, tmp_path, fake_driver, fake_tensorrt):
-    """A folder with the engines of the float variant."""
-    build_engines(Bundle.open(bundle_path), folder=tmp_path / "engines")
-    return tmp_path / "engines"
-
-
 def load(bundle_path, engines) -> Predictor:
     return Predictor.load(bundle_path, SessionOptions(provider="tensorrt", engines=engines))
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import time
 
 import click
 
-from .._tensorrt_builder import Profile
+from .._tensorrt_builder import Profile, parse_capability
 from .._tensorrt_bundle import build_engines, default_profile, tensorrt_variant
 from .._tensorrt_progress import BuildStatus
-from ..errors import UsageError
 from ._options import as_json, bundle_option, engines_option, open_bundle
 from ._output import emit, note, table
 
@@ -75,7 +73,9 @@ def build_engine(
         chosen,
         profile=Profile(max_batch or usual.max_batch, max_length or usual.max_length),
         folder=engines,
-        compute_capability=_capability(compute_capability),
+        compute_capability=None
+        if compute_capability is None
+        else parse_capability(compute_capability),
         workspace_bytes=None if workspace is None else workspace << 20,
         rebuild=rebuild,
         on_status=_Lines().show,
@@ -131,17 +131,3 @@ def describe(status: BuildStatus) -> str:
 def _span(seconds: float) -> str:
     whole = round(seconds)
     return f"{whole} s" if whole < 120 else f"{whole // 60} min {whole % 60} s"
-
-
-def _capability(given: str | None) -> tuple[int, int] | None:
-    """(8, 6) of `8.6`.
-
-    Raises:
-        UsageError: It is something else.
-    """
-    if given is None:
-        return None
-    found = re.fullmatch(r"(\d{1,2})\.(\d)", given)
-    if found is None:
-        raise UsageError(f"--compute-capability {given!r} given; write it like 8.6 or 12.0")
-    return int(found[1]), int(found[2])
