@@ -10,7 +10,7 @@ inference", arXiv 1712.05877).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -33,6 +33,9 @@ __all__ = ["Grid", "LayerGrids", "attach_grids", "fake_quantise", "fold_stem", "
 
 _LAYERS = ("Conv", "MatMul", "Gemm")
 _LARGEST_LEVEL = 127
+_PASSES = 20
+_STILL = 1e-3
+"""Relative change of a weight that no 8-bit level shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +139,23 @@ class _FoldedStem(ConvStem):
         )
 
 
+def _equalise_fully(stem: ConvStem, pictures: Sequence[npt.NDArray[np.float32]]) -> None:
+    """Equalise until it changes nothing more: to scale a layer upsets the balance before it."""
+    for _ in range(_PASSES):
+        before = [parameter.clone() for parameter in stem.parameters()]
+        equalise_stem(stem, pictures)
+        pairs = zip(before, stem.parameters(), strict=True)
+        if all(torch.allclose(a, b, rtol=_STILL, atol=0.0) for a, b in pairs):
+            return
+
+
 @torch.no_grad()
 def fold_stem(model: UMDModel, pictures: Iterable[npt.NDArray[np.float32]]) -> None:
     """Give the stem the weights that its graph will have, in place; the function stays the same.
 
-    Batch normalisation goes into the convolutions and their channels are equalised, as at export;
-    what is left of it adds a bias. Doing so again at export then changes nothing.
+    Batch normalisation goes into the convolutions and their channels are equalised, as at export,
+    until nothing changes any more; what is left of the normalisation adds a bias. Doing so again at
+    export then changes nothing.
 
     Args:
         model: A model of ours; one without a stem stays as it is.
@@ -151,7 +165,7 @@ def fold_stem(model: UMDModel, pictures: Iterable[npt.NDArray[np.float32]]) -> N
     if stem is None:
         return
     folded = cast(ConvStem, prepare_model(model).vision_encoder.stem)
-    equalise_stem(folded, pictures)
+    _equalise_fully(folded, list(pictures))
     for layer, ready in zip(stem.layers, folded.layers, strict=True):
         convolution, norm = cast(nn.Conv2d, layer.convolution), cast(nn.BatchNorm2d, layer.norm)
         given = cast(nn.Conv2d, ready.convolution)
