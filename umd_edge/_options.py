@@ -32,6 +32,8 @@ class SessionOptions:
             raise ProviderUnavailableError(
                 f"provider {self.provider!r} is unknown; one of {list(PROVIDERS)} is allowed"
             )
+        if self.engines is not None and not isinstance(self.engines, (str, os.PathLike)):
+            raise UsageError("engines must be the path of a folder")
         if self.variant is not None and not isinstance(self.variant, str):
             raise UsageError("variant must be the name of one of the bundle's variants")
         if type(self.threads) is not int or not 1 <= self.threads <= 256:

@@ -231,6 +231,7 @@ class _Build:
         return cache
 
     def serialise(self, network: Any, config: Any) -> bytes:
+        self._errors.clear()  # what a timing cache of another GPU left there is no reason
         plan = self._builder.build_serialized_network(network, config)
         if plan is None:
             raise self._refusal(self._errors)

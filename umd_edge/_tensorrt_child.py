@@ -110,6 +110,7 @@ def run_child(
         finally:
             if child.poll() is None:
                 child.kill()
+                child.wait()
 
 
 def _listen(

@@ -193,10 +193,11 @@ class _Execution:
         given = {name: self._checked(name, feeds[name]) for name in self.inputs}
         with self._lock:
             self._cuda.enter()  # in whichever thread this is
+            started = True
             for name, array in given.items():
-                self._context.set_input_shape(name, array.shape)
+                started &= bool(self._context.set_input_shape(name, array.shape))
                 self._cuda.upload(self.inputs[name].address, array, self._stream)
-            if not self._context.execute_async_v3(self._stream):
+            if not started or not self._context.execute_async_v3(self._stream):
                 raise InferenceError(
                     f"{self._name!r} failed in TensorRT; run `umd-edge verify --provider tensorrt`"
                 )

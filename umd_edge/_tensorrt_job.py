@@ -127,4 +127,7 @@ def work(folder: str) -> None:
         say(built=True)
     except UmdEdgeError as error:
         say(error=[type(error).__name__, str(error)])
+    except Exception as error:  # a release with other calls; its text tells which
+        told = f"{request['library']} cannot build ({type(error).__name__}: {error}); please report"
+        say(error=["ProviderUnavailableError", f"{told} it with the output of `umd-edge doctor`"])
     leave()

@@ -189,6 +189,12 @@ def test_too_little_device_memory_is_told(bundle_path, engines, monkeypatch):
         load(bundle_path, engines)
 
 
+def test_run_that_does_not_start_is_an_inference_error(bundle_path, engines, fake_tensorrt):
+    fake_tensorrt("10.3.0", "execution")
+    with pytest.raises(InferenceError, match="failed in TensorRT"):
+        load(bundle_path, engines).encode(np.zeros((9, 9), np.uint8))
+
+
 def test_failed_run_is_an_inference_error(bundle_path, engines, monkeypatch):
     predictor = load(bundle_path, engines)
     monkeypatch.setenv("FAKE_CUDA_WAIT", "700")
@@ -226,6 +232,11 @@ def test_folder_that_cannot_be_written_is_told_before_the_build(bundle_path, tmp
     assert "--engines" in done.err
 
 
+def test_folder_of_engines_must_be_a_path():
+    with pytest.raises(UsageError, match="engines"):
+        SessionOptions(engines=3)  # type: ignore[arg-type]
+
+
 def test_variant_for_tensorrt_is_chosen(bundle_path):
     from dataclasses import replace
 
@@ -254,6 +265,7 @@ def test_engines_stand_beside_the_bundle_unless_told_otherwise(bundle_path):
         ("memory", 5, "SIGKILL"),
         ("crash", 5, "SIGSEGV"),
         ("import", 5, "cannot be imported"),
+        ("other calls", 5, "AttributeError: no such call"),
     ],
 )
 def test_trouble_has_its_exit_code_and_reason(

@@ -189,6 +189,8 @@ class Builder:
     def build_serialized_network(self, network: _Network, config: _Config) -> bytes | None:
         if _OLD and not network.flags & 1 << int(NetworkDefinitionCreationFlag.STRONGLY_TYPED):
             raise AssertionError("a weakly typed network")
+        if _TROUBLE == "other calls":
+            raise AttributeError("no such call")
         if _TROUBLE == "memory":
             os.kill(os.getpid(), signal.SIGKILL)
         if _TROUBLE == "refusal":
