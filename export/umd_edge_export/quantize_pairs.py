@@ -60,13 +60,11 @@ def activation_step(low: float, high: float, target: Target) -> Step:
     low, high = min(low, 0.0), max(high, 0.0)
     kind = np.dtype(target.activations)
     lowest = int(np.iinfo(kind).min)
-    if target.symmetric:
-        scale, zero = max(-low, high) / 127, 0 if lowest < 0 else 128
-    else:
-        scale = (high - low) / 255
-        zero = lowest if scale == 0 else lowest + round(-low / scale)
-    # A tensor that is always 0 has no range: any step holds it exactly.
-    return Step(np.float32(scale or 1.0), np.array(np.clip(zero, lowest, lowest + 255), dtype=kind))
+    scale = max(-low, high) / 127 if target.symmetric else (high - low) / 255
+    if scale < np.finfo(np.float32).tiny:
+        scale = 1.0  # as good as always 0: any step holds it
+    zero = 0 if target.symmetric else lowest + round(-low / scale)
+    return Step(np.float32(scale), np.array(np.clip(zero, lowest, lowest + 255), dtype=kind))
 
 
 def quantise_weight(

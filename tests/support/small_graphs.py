@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 def make_graph(
     nodes: Sequence[onnx.NodeProto],
     inputs: Mapping[str, Sequence[object]],
-    outputs: Sequence[str],
+    outputs: Mapping[str, Sequence[object]],
     constants: Mapping[str, np.ndarray],
     integers: Sequence[str] = (),
 ) -> onnx.ModelProto:
@@ -26,7 +26,10 @@ def make_graph(
             )
             for name, shape in inputs.items()
         ],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+            for name, shape in outputs.items()
+        ],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
@@ -53,7 +56,7 @@ def dense_graph() -> onnx.ModelProto:
         helper.make_node("Transpose", ["dense"], ["turned"], "turn", perm=[1, 0]),
         helper.make_node("MatMul", ["turned", "dense"], ["y"], "pair"),
     ]
-    return make_graph(nodes, {"x": ["n", 8]}, ["y"], constants)
+    return make_graph(nodes, {"x": ["n", 8]}, {"y": [4, 4]}, constants)
 
 
 def convolution_graph() -> onnx.ModelProto:
@@ -71,7 +74,7 @@ def convolution_graph() -> onnx.ModelProto:
         helper.make_node("Conv", ["p1", "w2"], ["c2"], "conv2"),
         helper.make_node("Neg", ["c2"], ["y"], "neg"),
     ]
-    return make_graph(nodes, {"x": ["n", 3, 8, 8]}, ["y"], constants)
+    return make_graph(nodes, {"x": ["n", 3, 8, 8]}, {"y": ["n", 5, 4, 4]}, constants)
 
 
 def table_graph(rows: int = 300, width: int = 64) -> onnx.ModelProto:
@@ -81,4 +84,6 @@ def table_graph(rows: int = 300, width: int = 64) -> onnx.ModelProto:
         helper.make_node("Gather", ["words.weight", "ids"], ["found"], "lookup"),
         helper.make_node("Neg", ["found"], ["y"], "neg"),
     ]
-    return make_graph(nodes, {"ids": ["n", "l"]}, ["y"], {"words.weight": table}, ["ids"])
+    return make_graph(
+        nodes, {"ids": ["n", "l"]}, {"y": ["n", "l", width]}, {"words.weight": table}, ["ids"]
+    )
