@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from umd_edge.errors import BundleIntegrityError, UsageError
+
+if TYPE_CHECKING:
+    from umd_edge._tensorrt_builder import Profile
 
 __all__ = ["tensorrt"]
 
@@ -31,9 +34,9 @@ def tensorrt(source: Path, variant: str | None, gpus: tuple[str, ...], as_json: 
     """
     from .tensorrt_linter import lint_graph
 
-    graphs = _graphs(source, variant)
+    graphs, profile = _graphs(source, variant)
     found = {name: lint_graph(_parse(name, data)) for name, data in graphs.items()}
-    built = _build(graphs, gpus) if not any(found.values()) else []
+    built = _build(graphs, profile, gpus) if not any(found.values()) else []
     if as_json:
         findings: list[dict[str, Any]] = [
             {"graph": name, "rule": item.rule, "place": item.place, "message": item.message}
@@ -57,22 +60,24 @@ def tensorrt(source: Path, variant: str | None, gpus: tuple[str, ...], as_json: 
         raise LinterError(f"TensorRT would refuse {total} thing(s) in {str(source)!r}; see above")
 
 
-def _graphs(source: Path, variant: str | None) -> dict[str, bytes]:
-    """Name -> bytes of the graphs to look at."""
+def _graphs(source: Path, variant: str | None) -> tuple[dict[str, bytes], Profile]:
+    """Name -> bytes of the graphs to look at, and the shapes to build them for."""
     from umd_edge._bundle import Bundle
-    from umd_edge._tensorrt_bundle import tensorrt_variant
+    from umd_edge._tensorrt_builder import Profile
+    from umd_edge._tensorrt_bundle import default_profile, tensorrt_variant
 
     if source.suffix == ".onnx":
         if variant is not None:
             raise UsageError("--variant given with a single graph; it names a variant of a bundle")
         try:
-            return {source.name: source.read_bytes()}
+            # How long a text the graph takes is not known; a short one it does take.
+            return {source.name: source.read_bytes()}, Profile(max_length=16)
         except OSError as error:
             raise UsageError(f"{str(source)!r} cannot be read: {error.strerror}") from error
     bundle = Bundle.open(source)
     chosen = tensorrt_variant(bundle.manifest, variant)
     paths = bundle.manifest.variants[chosen].graphs.values()
-    return {path: bundle.read(path) for path in paths}
+    return {path: bundle.read(path) for path in paths}, default_profile(bundle.manifest)
 
 
 def _parse(name: str, data: bytes) -> Any:
@@ -84,8 +89,10 @@ def _parse(name: str, data: bytes) -> Any:
         raise BundleIntegrityError(f"{name!r} is no ONNX graph") from error
 
 
-def _build(graphs: dict[str, bytes], gpus: tuple[str, ...]) -> list[dict[str, Any]]:
-    from umd_edge._tensorrt_builder import Profile, parse_capability
+def _build(
+    graphs: dict[str, bytes], profile: Profile, gpus: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    from umd_edge._tensorrt_builder import parse_capability
     from umd_edge._tensorrt_job import build_in_child
     from umd_edge._tensorrt_probe import require_library
 
@@ -97,7 +104,7 @@ def _build(graphs: dict[str, bytes], gpus: tuple[str, ...]) -> list[dict[str, An
             "compute_capability": gpu,
             "size_bytes": len(
                 build_in_child(
-                    library, data, Profile(), name=name, compute_capability=capability
+                    library, data, profile, name=name, compute_capability=capability
                 ).plan
             ),
         }

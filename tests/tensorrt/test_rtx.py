@@ -14,14 +14,20 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
+import numpy as np
 import onnx
+from onnx import TensorProto, helper, numpy_helper
 
 from support.requirements import lacking
 from support.tensorrt_graphs import quantise
 from umd_edge import BundleIntegrityError, ProviderUnavailableError
 from umd_edge._tensorrt_builder import Profile
 from umd_edge._tensorrt_job import build_in_child
-from umd_edge_export.graphs import PARTS, export_graphs
+from umd_edge_export.graphs import PARTS, export_graphs, graph_io
+from umd_edge_export.quantize import QuantiseOptions, quantise_variant
+from umd_edge_export.runner import GraphTrio
+from umd_edge_export.samples import SampleSource, choose_samples, read_free_records
+from umd_edge_export.targets import find_target
 from umd_edge_export.tensorrt_linter import lint_graph
 from umd_edge_train.checkpoint import load_checkpoint
 
@@ -39,11 +45,20 @@ def _rtx():
 
 
 @pytest.fixture(scope="module")
-def variants():
-    """Variant -> part -> graph of the default checkpoint."""
-    floats = export_graphs(load_checkpoint(REPOSITORY / "checkpoints" / "default"))
-    signed = {part: quantise(floats[part]) for part in PARTS}
-    return {"fp32": floats, "int8-trt": signed}
+def variants(_rtx, shared_data):
+    """Variant -> part -> graph of the default checkpoint, as the export makes them."""
+    checkpoint = load_checkpoint(REPOSITORY / "checkpoints" / "default")
+    floats = export_graphs(checkpoint)
+    reference = GraphTrio(
+        {part: floats[part].SerializeToString() for part in PARTS}, graph_io(checkpoint)
+    )
+    records = read_free_records(
+        [shared_data / "vqamed19" / "train.jsonl"], allow_non_commercial=False
+    )
+    source = SampleSource(checkpoint, choose_samples(records, checkpoint, 8))
+    target = find_target("tensorrt")
+    quantised = quantise_variant(floats, source, reference, target, QuantiseOptions())
+    return {"fp32": floats, target.variant: quantised.graphs}
 
 
 def build(model: onnx.ModelProto, gpu: tuple[int, int]) -> bytes:
@@ -90,13 +105,9 @@ def test_linter_and_parser_refuse_dynamic_quantisation(variants, tmp_path):
 
 
 def test_linter_and_parser_refuse_an_antialiased_resize():
-    from onnx import TensorProto, helper, numpy_helper
-
     node = helper.make_node(
         "Resize", ["x", "", "", "n"], ["y"], name="r", mode="linear", antialias=1
     )
-    import numpy as np
-
     sizes = numpy_helper.from_array(np.array([1, 3, 4, 4], np.int64), "n")
     infos = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, side, side])
