@@ -14,7 +14,7 @@ from torch import Tensor
 
 from umd_edge._records import Example, Record, VQAReference, build_examples, read_records
 from umd_edge._task import TaskSpec
-from umd_edge.errors import UsageError
+from umd_edge.errors import DataError, UsageError
 from umd_edge_train.corpus import Corpus
 from umd_edge_train.distillation_config import UnlabelledConfig
 from umd_edge_train.objectives import SupervisedObjective
@@ -99,7 +99,7 @@ def add_unlabelled(recipe: Recipe, corpus: Corpus, data: Path) -> Corpus:
     Raises:
         UsageError: A data set is none of the recipe's, or a VQA task has the loss `bce`, under
             which an unknown answer would count as a wrong one.
-        DataError: A file is missing or broken.
+        DataError: A file is missing or broken, or adds no record.
     """
     held_out = {e.group for sets in corpus.validation for s in sets for e in s.examples}
     train, sources = [list(sets) for sets in corpus.train], dict(corpus.sources)
@@ -129,6 +129,12 @@ def add_unlabelled(recipe: Recipe, corpus: Corpus, data: Path) -> Corpus:
             used |= {record_key(example) for example in fresh}
             train[index][place] = replace(
                 train[index][place], examples=train[index][place].examples + fresh
+            )
+        if not used:
+            raise DataError(
+                f"distillation.unlabelled: {given.file} of data set {dataset.name!r} adds nothing: "
+                "its records take part with their labels, are held out, or are not free; lower "
+                "the data set's fraction, or name another file"
             )
         sources[f"{dataset.name} without labels ({given.file})"] = _provenance(
             [r for r in records if (str(r.image_path), r.where) in used],
