@@ -146,6 +146,18 @@ def _open(path: Path) -> Bundle:
     return bundle
 
 
+def _read_report(bundle: Bundle) -> dict[str, Any]:
+    """The export's report with the sizes of all variants; a bundle need not have one."""
+    manifest = bundle.manifest
+    has_report = "report.json" in manifest.files
+    report: dict[str, Any] = json.loads(bundle.read("report.json")) if has_report else {}
+    report["sizes"] = {
+        name: {part: manifest.files[path].size for part, path in spec.graphs.items()}
+        for name, spec in manifest.variants.items()
+    }
+    return report
+
+
 def _add_variant(work: _Work, target: Target, options: QuantiseOptions, *, size_only: bool) -> None:
     variant = target.variant
     work.progress(f"making {variant}")
@@ -288,7 +300,7 @@ def quantise_bundle(
         on_gate=on_gate,
         progress=progress,
         files={name: bundle.read(name) for name in bundle.manifest.files},
-        report=json.loads(bundle.read("report.json")),
+        report=_read_report(bundle),
         golden=dict(read_golden(bundle.read(bundle.manifest.golden))),
         variants=dict(bundle.manifest.variants),
     )

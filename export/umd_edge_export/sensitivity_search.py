@@ -44,7 +44,7 @@ class Loss:
 
     def worst(self) -> float:
         """Points of accuracy that the worst task loses; negative where all gain."""
-        return max(-100 * value.difference for value in self.tasks.values())
+        return max(100 * (value.accuracy_a - value.accuracy_b) for value in self.tasks.values())
 
     def changed(self) -> float:
         """Percent of all decisions that changed."""
