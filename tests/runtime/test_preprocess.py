@@ -198,9 +198,10 @@ def test_colour_is_normalised_channel_by_channel():
     assert got.flags.c_contiguous
 
 
-def test_grey_is_repeated_for_a_colour_model():
+@pytest.mark.parametrize("spec", [SPEC, PreprocessSpec(height=12, width=16)])
+def test_grey_is_repeated_for_a_colour_model(spec: PreprocessSpec):
     grey = _noise(31, 45, 1)
-    assert np.array_equal(preprocess(grey, SPEC), preprocess(np.repeat(grey, 3, axis=2), SPEC))
+    assert np.array_equal(preprocess(grey, spec), preprocess(np.repeat(grey, 3, axis=2), spec))
 
 
 def test_colour_becomes_grey_by_the_documented_weights():
