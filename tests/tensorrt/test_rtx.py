@@ -35,6 +35,8 @@ pytestmark = pytest.mark.slow
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LIBRARY = "tensorrt_rtx"
+SETS = ("vqamed19", "nihcxr", "busi", "padufes")
+"""Every task of the checkpoint reads one of them."""
 GPUS = {"8.6": (8, 6), "8.9": (8, 9), "12.0": (12, 0)}
 
 
@@ -52,9 +54,8 @@ def variants(_rtx, shared_data):
     reference = GraphTrio(
         {part: floats[part].SerializeToString() for part in PARTS}, graph_io(checkpoint)
     )
-    records = read_free_records(
-        [shared_data / "vqamed19" / "train.jsonl"], allow_non_commercial=False
-    )
+    files = [shared_data / name / "train.jsonl" for name in SETS]
+    records = read_free_records(files, allow_non_commercial=False)
     source = SampleSource(checkpoint, choose_samples(records, checkpoint, 8))
     target = find_target("tensorrt")
     quantised = quantise_variant(floats, source, reference, target, QuantiseOptions())
