@@ -335,8 +335,8 @@ def build_bundle(
             _leave_out_float(work)
         progress(f"writing {out}")
         built = write_bundle(_files(work, name, version, created, metrics or {}), out)
-        _write_report(replace(content, sha256=built.sha256), report, pictures)
-        return built
+    _write_report(replace(content, sha256=built.sha256), report, pictures)
+    return built
 
 
 def _work_folder(out: Path) -> tempfile.TemporaryDirectory[str]:

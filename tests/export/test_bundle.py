@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -12,8 +11,9 @@ from umd_edge._bundle import Bundle, file_entries, write_bundle
 from umd_edge.errors import DataError, SelfTestError, UsageError
 from umd_edge_export.bundle import build_bundle
 from umd_edge_export.card import read_metrics
-from umd_edge_export.errors import ExportError, InvarianceError, ParityError
-from umd_edge_train.checkpoint import CheckpointError
+from umd_edge_export.errors import AccuracyError, InvarianceError, ParityError, SpeedError
+from umd_edge_export.gates import GateOptions
+from umd_edge_export.speed import SpeedReport
 
 
 def test_bundle_runs_in_the_runtime(bundle):
@@ -36,6 +36,15 @@ def test_manifest_and_report_say_what_was_done(bundle):
     assert report["parity"]["max_difference"] <= report["parity"]["tolerance"] == 1e-4
     assert all(report["invariance"][name]["bit_identical"] for name in ("fp32", "int8"))
     assert set(report["against_fp32"]["int8"]) == {"vqa", "chest-xray", "skin-lesion"}
+    gates = {(item["gate"], item["variant"]): item["status"] for item in report["gates"]}
+    assert gates == {
+        ("parity", "fp32"): "passed",
+        ("invariance", "fp32"): "passed",
+        ("invariance", "int8"): "passed",
+        ("accuracy", "int8"): "not_run",
+        ("speed", "int8"): "waived",
+    }
+    assert manifest.variants["int8"].notes["size_only"] is True
     card = bundle.read("MODEL_CARD.md").decode()
     assert "Not a medical device" in card and "`chest-xray`" in card
 
@@ -51,7 +60,12 @@ def test_bundle_holds_nothing_of_the_records(bundle, records):
 
 def test_building_again_gives_the_same_bytes(bundle, checkpoint_dir, records, tmp_path):
     again = build_bundle(
-        checkpoint_dir, [records], tmp_path / "b.umd", name="tiny-test", version="1.2.3"
+        checkpoint_dir,
+        [records],
+        tmp_path / "b.umd",
+        name="tiny-test",
+        version="1.2.3",
+        gates=GateOptions(size_only=("int8",)),
     )
     assert again.path.read_bytes() == bundle.path.read_bytes()
     assert again.sha256 == bundle.sha256
@@ -117,55 +131,118 @@ def test_invariance_failure_writes_nothing(traced, checkpoint_dir, records, tmp_
     )
 
 
-def test_a_corrupted_weight_is_refused(checkpoint_dir, records, tmp_path):
-    from safetensors.torch import load_file, save_file
-
-    broken = tmp_path / "broken"
-    shutil.copytree(checkpoint_dir, broken)
-    weights = load_file(str(broken / "model.safetensors"))
-    weights["match_head.weight"][0, 0] = float("inf")
-    save_file(weights, str(broken / "model.safetensors"))
-    _refused(ExportError, broken, [records], tmp_path, "not finite")
-
-
-def test_a_truncated_checkpoint_is_refused(checkpoint_dir, records, tmp_path):
-    broken = tmp_path / "broken"
-    shutil.copytree(checkpoint_dir, broken)
-    data = (broken / "model.safetensors").read_bytes()
-    (broken / "model.safetensors").write_bytes(data[: len(data) // 2])
-    _refused(CheckpointError, broken, [records], tmp_path, "damaged")
-
-
-def test_a_checkpoint_without_its_date_is_refused(checkpoint_dir, records, tmp_path):
-    broken = tmp_path / "broken"
-    shutil.copytree(checkpoint_dir, broken)
-    (broken / "provenance.json").write_text("{}")
-    _refused(ExportError, broken, [records], tmp_path, "created")
-
-
-def test_range_data_that_fits_no_task_is_refused(checkpoint_dir, tmp_path):
-    data = tmp_path / "data" / "train.jsonl"
-    data.parent.mkdir()
-    data.write_text('{"id": "1", "image": "a.png", "non_commercial": false}\n')
-    _refused(DataError, checkpoint_dir, [data], tmp_path, "no record that one of the tasks")
-
-
-def test_missing_range_data_is_refused(checkpoint_dir, tmp_path):
-    _refused(DataError, checkpoint_dir, [tmp_path / "no.jsonl"], tmp_path, "cannot be read")
-
-
-def test_a_missing_picture_is_refused(traced, checkpoint_dir, tmp_path):
-    data = make_records(tmp_path / "data")
-    (data.parent / "000.png").unlink()
-    _refused(DataError, checkpoint_dir, [data], tmp_path, "train.jsonl:1", variants=("fp32",))
-
-
 def test_restricted_records_are_refused_unless_allowed(checkpoint_dir, tmp_path):
     from umd_edge_export.samples import read_free_records
 
     data = make_records(tmp_path / "data", 3, non_commercial=True)
     _refused(DataError, checkpoint_dir, [data], tmp_path, "allow-non-commercial")
     assert len(read_free_records([data], allow_non_commercial=True)[0]) == 3
+
+
+class _Slow:
+    """Says that every variant takes twice the time of float32."""
+
+    @staticmethod
+    def measure(reference, variant, **_):
+        return SpeedReport(1.0, 2.0, 2.0, 1.9, 2.1, 16)
+
+
+def _decisions(bundle, records, folder):
+    """The records with float32's own answers: its accuracy on them is 1."""
+    predictor = umd_edge.Predictor.load(bundle.path, variant="fp32")
+    lines = [json.loads(line) for line in records.read_text().splitlines()]
+    for line in lines:
+        if "answer" in line:
+            picture = records.parent / line["image"]
+            line["answer"] = predictor.ask(picture, line["question"]).answer
+    path = records.parent / f"{folder.name}.jsonl"
+    path.write_text("\n".join(json.dumps(line) for line in lines if "answer" in line))
+    return path
+
+
+def test_a_variant_that_loses_accuracy_or_time_writes_nothing_but_the_report(
+    traced, bundle, checkpoint_dir, records, tmp_path, monkeypatch
+):
+    """Planted defects: the last layer of the answers negated, and a slow machine."""
+    import onnx
+
+    from umd_edge_export import bundle as module
+
+    made = module.quantise_variant
+
+    def negate(graphs, *args):
+        result = made(graphs, *args)
+        fusion = onnx.ModelProto()
+        fusion.CopyFrom(result.graphs["fusion"])
+        for node in fusion.graph.node:
+            node.output[:] = ["before" if name == "logits_vqa" else name for name in node.output]
+        fusion.graph.node.add(op_type="Neg", input=["before"], output=["logits_vqa"], name="neg")
+        result.graphs["fusion"] = fusion
+        return result
+
+    monkeypatch.setattr(module, "quantise_variant", negate)
+    monkeypatch.setattr("umd_edge_export.candidate.measure_speed", _Slow.measure)
+    data = _decisions(bundle, records, tmp_path)
+    page = tmp_path.parent / f"{tmp_path.name}.html"
+    results = []
+    _refused(
+        AccuracyError,
+        checkpoint_dir,
+        [records],
+        tmp_path,
+        r"-100\.00 points",
+        gates=GateOptions(data=(data,), size_only=("int8",)),
+        report=page,
+        on_gate=results.append,
+    )
+    assert [item.status for item in results] == ["passed"] * 3 + ["failed", "waived"]
+    text = page.read_text()
+    assert "-100.00 points" in text and "r0" in text
+
+
+def test_gate_data_that_set_the_ranges_are_refused(checkpoint_dir, records, tmp_path):
+    match = "on which nothing was tuned"
+    gates = GateOptions(data=(records,))
+    _refused(UsageError, checkpoint_dir, [records], tmp_path, match, gates=gates)
+
+
+def test_missing_gate_data_are_told_before_the_work(checkpoint_dir, records, tmp_path, monkeypatch):
+    monkeypatch.setattr("umd_edge_export.bundle.load_checkpoint", None)  # never reached
+    gates = GateOptions(data=(tmp_path / "nothing.jsonl",))
+    _refused(DataError, checkpoint_dir, [records], tmp_path, "cannot be read", gates=gates)
+
+
+def test_a_slow_variant_writes_nothing(traced, checkpoint_dir, records, tmp_path, monkeypatch):
+    monkeypatch.setattr("umd_edge_export.candidate.measure_speed", _Slow.measure)
+    _refused(SpeedError, checkpoint_dir, [records], tmp_path, "--size-only int8")
+
+
+def test_the_accuracy_gate_passes_what_changes_nothing(
+    traced, bundle, checkpoint_dir, records, tmp_path, monkeypatch
+):
+    """Negative control: the same records, and the float32 graphs under another name."""
+    from umd_edge_export import bundle as module
+    from umd_edge_export.quantize import QuantisedVariant
+
+    monkeypatch.setattr(
+        module,
+        "quantise_variant",
+        lambda graphs, *args: QuantisedVariant(graphs=dict(graphs), notes={}),
+    )
+    data = _decisions(bundle, records, tmp_path)
+    built = build_bundle(
+        checkpoint_dir,
+        [records],
+        tmp_path / "model.umd",
+        variants=["cpu"],
+        gates=GateOptions(data=(data,), size_only=("int8",)),
+    )
+    assert set(built.manifest.variants) == {"int8"}
+    report = json.loads(built.read("report.json"))
+    found = next(item for item in report["gates"] if item["gate"] == "accuracy")
+    assert (found["status"], found["figures"]["shown"]) == ("passed", False)
+    assert found["figures"]["pooled"]["accuracy_a"] == 1.0
+    assert report["gate_data"]["files"][0]["name"].endswith(data.name)
 
 
 @pytest.mark.parametrize("variants", [(), ("int4",)])
@@ -183,3 +260,19 @@ def test_metrics_of_another_form_are_refused(tmp_path, text):
 
 def test_opened_bundle_is_whole(bundle):
     Bundle.open(bundle.path).check_files()
+
+
+@pytest.mark.parametrize(
+    ("place", "options", "match"),
+    [
+        ("no/folder/model.umd", {}, "existing folder"),
+        ("", {}, "existing folder"),
+        ("model.umd", {"gates": GateOptions(size_only=("int8-trt",))}, "this build makes"),
+    ],
+)
+def test_what_cannot_be_written_is_told_before_the_work(
+    checkpoint_dir, records, tmp_path, monkeypatch, place, options, match
+):
+    monkeypatch.setattr("umd_edge_export.bundle.load_checkpoint", None)  # never reached
+    with pytest.raises(UsageError, match=match):
+        build_bundle(checkpoint_dir, [records], tmp_path / place, **options)
