@@ -38,9 +38,7 @@ class Span:
 def _svg(width: float, height: float, body: Sequence[str], title: str) -> str:
     return (
         f'<svg role="img" viewBox="0 0 {width:g} {height:g}" width="{width:g}" '
-        f'height="{height:g}"><title>{escape(title)}</title>'
-        + "".join(body)
-        + "</svg>"
+        f'height="{height:g}"><title>{escape(title)}</title>' + "".join(body) + "</svg>"
     )
 
 
