@@ -308,8 +308,9 @@ def serve(contender: Contender, folder: Path) -> None:
 
 
 def _say(reply: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(reply) + "\n")
-    sys.stdout.flush()
+    assert sys.__stdout__ is not None
+    sys.__stdout__.write(json.dumps(reply) + "\n")
+    sys.__stdout__.flush()
 
 
 def main() -> int:
@@ -321,17 +322,21 @@ def main() -> int:
     parser.add_argument("--prepare", action="store_true", help="quantise with NNCF")
     parser.add_argument("--once", action="store_true")
     given = parser.parse_args()
+    sys.stdout = sys.stderr  # libraries print; the replies are alone on the real one
     settings = json.loads((given.folder / "settings.json").read_text(encoding="utf-8"))
     try:
         if given.prepare:
             _OpenVinoInt8.prepare(given.folder)
             return 0
         contender = CONTENDERS[given.name](given.folder, settings, given.threads)
+        contender.first(input_arrays(given.folder, "1"))  # some compile only now
     except ImportError as error:
         _say({"missing": f"{error.name or error} is not installed in {sys.executable}"})
         return 0
+    except Exception as error:  # a library of its own kind each; the others go on
+        _say({"missing": f"it failed with {type(error).__name__}: {error}"[:300]})
+        return 1
     if given.once:
-        contender.first(input_arrays(given.folder, "1"))
         return 0
     versions = {"python": platform.python_version(), **contender.versions}
     _say({"ready": True, "versions": versions, "disk": contender.disk})

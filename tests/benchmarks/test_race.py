@@ -63,7 +63,7 @@ def folder(tmp_path: Path) -> Path:
 def _serve(folder: Path, monkeypatch: pytest.MonkeyPatch, *orders: dict[str, Any]) -> Any:
     echo, out = _Echo(), io.StringIO()
     monkeypatch.setattr(sys, "stdin", io.StringIO("".join(json.dumps(o) + "\n" for o in orders)))
-    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "__stdout__", out)
     serve(echo, folder)
     monkeypatch.undo()
     return echo, [json.loads(line) for line in out.getvalue().splitlines()]
@@ -91,6 +91,29 @@ def test_logits_and_memory_are_told(folder: Path, monkeypatch: pytest.MonkeyPatc
     _, replies = _serve(folder, monkeypatch, {"do": "logits", "batch": 2}, {"do": "memory"})
     assert replies[0]["logits"] == [[1.0, 35.0], [1.0, 35.0]]
     assert replies[1]["bytes"] is None or replies[1]["bytes"] > 2**20
+
+
+@pytest.mark.parametrize(
+    "problem, told",
+    [
+        (ImportError("no", name="openvino"), "openvino is not installed in"),
+        (RuntimeError("no compiler"), "it failed with RuntimeError: no compiler"),
+    ],
+)
+def test_a_contender_says_why_it_cannot_start(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, problem: Exception, told: str
+):
+    def fail(*_: Any) -> Contender:
+        raise problem
+
+    (folder / "settings.json").write_text("{}", encoding="utf-8")
+    out = io.StringIO()
+    monkeypatch.setitem(contender_module.CONTENDERS, "ort-fp32", fail)
+    monkeypatch.setattr(sys, "argv", ["contender.py", "ort-fp32", str(folder)])
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # `main` replaces it
+    monkeypatch.setattr(sys, "__stdout__", out)
+    contender_module.main()
+    assert told in json.loads(out.getvalue())["missing"]
 
 
 def test_inputs_come_back_as_written(folder: Path):
