@@ -9,7 +9,7 @@ from html import escape
 
 __all__ = ["Bar", "Span", "bar_chart", "heat_map", "span_chart"]
 
-_LABEL, _PLOT, _VALUE, _ROW = 220, 380, 130, 24
+_LABEL, _PLOT, _VALUE, _ROW = 220, 380, 260, 24
 _COLOURS = ("#1f5f8b", "#5b9bbf", "#a9cbdd", "#d9a441")
 _CELL = 34
 
@@ -109,7 +109,7 @@ def span_chart(spans: Sequence[Span], title: str, limit: float | None = None) ->
             f'<circle cx="{place(span.value):.1f}" cy="{y:.1f}" r="4" fill="{_COLOURS[0]}"/>'
         )
         body.append(_text(_LABEL + _PLOT + 8, y + 4, span.text))
-    return _svg(_LABEL + _PLOT + 220, height + 4, body, title)
+    return _svg(_LABEL + _PLOT + _VALUE, height + 4, body, title)
 
 
 def _shade(value: float, low: float, high: float) -> str:
