@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes as c
 import functools
+import os
 import shutil
 import subprocess
 import tempfile
@@ -35,7 +36,10 @@ def compiler() -> str:
 
 
 def onnxruntime_library() -> Path:
-    """The shared library in the wheel of onnxruntime."""
+    """The shared library in the wheel of onnxruntime, or what `UMD_ONNXRUNTIME` names."""
+    given = os.environ.get("UMD_ONNXRUNTIME")
+    if given:
+        return Path(given)
     import onnxruntime
 
     found = sorted((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so*"))
@@ -57,7 +61,10 @@ def build(target: Path, arguments: Iterable[str], sources: Sequence[Path] = SOUR
 
 @functools.cache
 def library_path() -> Path:
-    """The shared library, built once."""
+    """The shared library, built once; `UMD_EDGE_LIBRARY` names another one to be tested."""
+    given = os.environ.get("UMD_EDGE_LIBRARY")
+    if given:
+        return Path(given)
     folder = Path(tempfile.mkdtemp(prefix="libumd_edge-"))
     return build(folder / "libumd_edge.so", ["-shared", "-fPIC"])
 

@@ -10,6 +10,7 @@ import click
 from .. import __version__
 from .._program import Program
 from ._build_engine import build_engine
+from ._c_info import c_info
 from ._demo import demo
 from ._inspect import doctor, info, verify
 from ._measure import bench, evaluate
@@ -32,7 +33,19 @@ def cli() -> None:
     """
 
 
-for command in (classify, ask, rank, info, verify, evaluate, bench, doctor, build_engine, demo):
+for command in (
+    classify,
+    ask,
+    rank,
+    info,
+    verify,
+    evaluate,
+    bench,
+    doctor,
+    build_engine,
+    demo,
+    c_info,
+):
     cli.add_command(command)
 
 

@@ -22,18 +22,18 @@
  * Not a medical device: for research and development only.
  *
  * Who frees what. Everything behind a `**out` is the caller's and has one function that ends it:
- * umd_close, umd_image_free, umd_result_free, umd_cancel_free; each accepts NULL. Images and results
- * keep their predictor alive, so the order does not matter. A `const char *` that comes out belongs
- * to the object it was asked of and lives as long. What the caller hands in is read during the call
- * and not kept, except `umd_open_options.allocator`'s functions and context, and the log function.
- * Where a function fails, its `**out` is NULL.
+ * umd_close, umd_image_free, umd_result_free, umd_cancel_free; each accepts NULL. Images and
+ * results keep their predictor alive, so the order does not matter. A `const char *` that comes out
+ * belongs to the object it was asked of and lives as long. What the caller hands in is read during
+ * the call and not kept, except the functions and contexts of allocator and log. Where a function
+ * fails, its `**out` is NULL.
  *
  * Threads. A predictor and an image may be used from any number of threads at once. A result may be
  * read from several threads. A cancel token is made to be used from another thread. Only the call
  * that ends an object must be the last one. umd_last_error is of the calling thread.
  *
- * Versions. Every struct begins with `struct_size`, filled by its `_init` function, and grows at the
- * end only: a caller built with an older header keeps working. Zero means the default everywhere.
+ * Versions. Every struct begins with `struct_size`, filled by its `_init` function, and grows at
+ * the end only: a caller built with an older header keeps working. Zero means the default.
  *
  * Text is UTF-8. Nothing is written to standard output or standard error, no exception or abort
  * crosses this boundary, no network connection is opened, and there is no global state.
@@ -123,7 +123,7 @@ typedef void (*umd_log_function)(void *context, int32_t level, const char *messa
 
 /* Memory of the library itself; ONNX Runtime keeps its own. Both functions must be thread-safe. */
 typedef struct umd_allocator {
-    void *(*allocate)(void *context, size_t size); /* aligned as by malloc; NULL where none is left */
+    void *(*allocate)(void *context, size_t size); /* aligned as by malloc; NULL: none is left */
     void (*release)(void *context, void *memory);  /* never called with NULL */
     void *context;
 } umd_allocator;

@@ -30,6 +30,11 @@ umd_status umdi_no_memory(void)
     return umdi_fail(UMD_ERROR_OUT_OF_MEMORY, "no memory was left; nothing has been changed");
 }
 
+umd_status umdi_missing(const char *what)
+{
+    return umdi_fail(UMD_ERROR_USAGE, "%s is NULL; give one", what);
+}
+
 const char *umd_last_error(void)
 {
     return last_error;
@@ -81,7 +86,8 @@ umd_status umdi_take(void *target, size_t size, const void *source, const char *
         return UMD_OK;
     memcpy(&given, source, sizeof given);
     if (given < sizeof given)
-        return umdi_fail(UMD_ERROR_USAGE, "%s has no struct_size; fill it with %s_init", name, name);
+        return umdi_fail(UMD_ERROR_USAGE, "%s has no struct_size; fill it with %s_init", name,
+                         name);
     for (size_t i = size; i < given; i++)
         if (((const unsigned char *)source)[i] != 0)
             return umdi_fail(UMD_ERROR_USAGE,
@@ -96,10 +102,11 @@ umd_status umdi_give(void *target, void *source, size_t size, const char *name)
 {
     uint32_t given = 0;
     if (target == NULL)
-        return umdi_fail(UMD_ERROR_USAGE, "%s is NULL; give the address of one", name);
+        return umdi_missing(name);
     memcpy(&given, target, sizeof given);
     if (given < sizeof given)
-        return umdi_fail(UMD_ERROR_USAGE, "%s has no struct_size; fill it with %s_init", name, name);
+        return umdi_fail(UMD_ERROR_USAGE, "%s has no struct_size; fill it with %s_init", name,
+                         name);
     memcpy(source, &given, sizeof given);
     memcpy(target, source, given < size ? given : size);
     return UMD_OK;
@@ -207,15 +214,54 @@ void umdi_arena_free(umdi_arena *arena)
 
 /* ---- text ---- */
 
-bool umdi_equal(umdi_text text, const char *other)
-{
-    return text.length == strlen(other) && memcmp(text.text, other, text.length) == 0;
-}
-
 umdi_text umdi_of(const char *text)
 {
     umdi_text result = {text, strlen(text)};
     return result;
+}
+
+bool umdi_equal(umdi_text text, const char *other)
+{
+    return umdi_compare(text, umdi_of(other)) == 0;
+}
+
+int umdi_compare(umdi_text a, umdi_text b)
+{
+    size_t length = a.length < b.length ? a.length : b.length;
+    int order = length == 0 ? 0 : memcmp(a.text, b.text, length);
+    if (order != 0)
+        return order;
+    return a.length < b.length ? -1 : a.length > b.length;
+}
+
+static void sift(unsigned char *heap, size_t root, size_t count, size_t size,
+                 int (*compare)(const void *left, const void *right))
+{
+    unsigned char swap[UMDI_SORT_BYTES];
+    for (size_t child; (child = 2 * root + 1) < count; root = child) {
+        if (child + 1 < count && compare(heap + child * size, heap + (child + 1) * size) < 0)
+            child++;
+        if (compare(heap + root * size, heap + child * size) >= 0)
+            return;
+        memcpy(swap, heap + root * size, size);
+        memcpy(heap + root * size, heap + child * size, size);
+        memcpy(heap + child * size, swap, size);
+    }
+}
+
+void umdi_sort(void *items, size_t count, size_t size,
+               int (*compare)(const void *left, const void *right))
+{
+    unsigned char swap[UMDI_SORT_BYTES], *heap = items;
+    for (size_t i = count / 2; i-- > 0;)
+        sift(heap, i, count, size, compare);
+    for (size_t end = count; end > 1;) {
+        end--;
+        memcpy(swap, heap, size);
+        memcpy(heap, heap + end * size, size);
+        memcpy(heap + end * size, swap, size);
+        sift(heap, 0, end, size, compare);
+    }
 }
 
 bool umdi_next_character(umdi_text text, size_t *position, uint32_t *character)

@@ -28,6 +28,7 @@
 /* Store the text that umd_last_error gives in this thread, and give `status` back. */
 umd_status umdi_fail(umd_status status, const char *format, ...) UMDI_PRINTF(2, 3);
 umd_status umdi_no_memory(void);
+umd_status umdi_missing(const char *what);
 
 /* Copy a caller's struct of `given` bytes into one of `size`: what an older caller lacks is zero,
  * what a newer one has beyond must be zero. Both begin with `struct_size`. */
@@ -66,8 +67,16 @@ typedef struct umdi_text {
     size_t length;
 } umdi_text;
 
-bool umdi_equal(umdi_text text, const char *other);
 umdi_text umdi_of(const char *text);
+bool umdi_equal(umdi_text text, const char *other);
+/* Below, equal to or above 0, by bytes. */
+int umdi_compare(umdi_text a, umdi_text b);
+
+/* Sort in place and without recursion or memory, whatever a hostile file holds. An item has at most
+ * UMDI_SORT_BYTES. */
+#define UMDI_SORT_BYTES 64
+void umdi_sort(void *items, size_t count, size_t size,
+               int (*compare)(const void *left, const void *right));
 
 /* Decode the character at `*position` and move on. False: not UTF-8 (overlong forms and surrogates
  * included). */

@@ -24,7 +24,8 @@ static umd_status no_access(const char *path)
 {
     if (errno == ENOENT || errno == ENOTDIR)
         return umdi_fail(UMD_ERROR_BUNDLE_NOT_FOUND,
-                         "no bundle at '%s'; give the path of a .umd file or of a bundle's directory",
+                         "no bundle at '%s'; give the path of a .umd file or of a bundle's "
+                         "directory",
                          path);
     return umdi_fail(UMD_ERROR_BUNDLE, "bundle '%s' cannot be read: %s", path, strerror(errno));
 }
@@ -136,8 +137,7 @@ umd_status umdi_container_open_memory(umdi_container *container, umdi_arena *are
 const umdi_entry *umdi_container_find(const umdi_container *container, umdi_text name)
 {
     for (size_t i = 0; i < container->count; i++)
-        if (container->entries[i].name.length == name.length &&
-            memcmp(container->entries[i].name.text, name.text, name.length) == 0)
+        if (umdi_compare(container->entries[i].name, name) == 0)
             return &container->entries[i];
     return NULL;
 }

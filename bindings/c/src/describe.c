@@ -114,6 +114,7 @@ umd_status umdi_find_task(const umd_predictor *predictor, const char *name, int3
                          "no task named; the bundle has %zu %s tasks, and the name may be left out "
                          "where there is one",
                          count, kinds[kind]);
-    return umdi_fail(UMD_ERROR_UNKNOWN_TASK, "task '%.60s' given; the bundle has no %s task of that name",
-                     name, kinds[kind]);
+    return umdi_fail(UMD_ERROR_UNKNOWN_TASK,
+                     "task '%.60s' given; the bundle has no %s task of that name", name,
+                     kinds[kind]);
 }

@@ -84,8 +84,8 @@ umd_status umdi_read_integer(const umdi_json *value, const char *path, double lo
 {
     if (value == NULL || value->type != UMDI_INTEGER || value->number < low ||
         value->number > high)
-        return umdi_fail(UMD_ERROR_MANIFEST, "manifest.json: %s: an integer in %.0f..%.0f is needed",
-                         path, low, high);
+        return umdi_fail(UMD_ERROR_MANIFEST,
+                         "manifest.json: %s: an integer in %.0f..%.0f is needed", path, low, high);
     *out = (int64_t)value->number;
     return UMD_OK;
 }

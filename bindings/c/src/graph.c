@@ -108,8 +108,8 @@ static bool check_input(const umdi_graph *graph, OrtAllocator *allocator, size_t
         is_good(ort, ort->GetDimensionsCount(facts, &rank)))
         for (size_t i = 0; i < input_count[graph->part]; i++) {
             const input *wanted = &inputs_of[graph->part][i];
-            found = found ||
-                    (strcmp(name, wanted->name) == 0 && type == wanted->type && rank == wanted->rank);
+            found = found || (strcmp(name, wanted->name) == 0 && type == wanted->type &&
+                              rank == wanted->rank);
         }
     if (info != NULL)
         ort->ReleaseTypeInfo(info);
@@ -139,7 +139,7 @@ static size_t output_count(const umdi_manifest *manifest, enum umdi_part part)
     return count;
 }
 
-/* Names of inputs and of outputs differ within a graph, so it is enough to count and to know each. */
+/* Names of inputs and of outputs differ in a graph, so it is enough to count and to know each. */
 static bool check_interface(const umdi_graph *graph, const umdi_manifest *manifest)
 {
     const umdi_ort *ort = graph->ort;

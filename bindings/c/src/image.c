@@ -32,17 +32,12 @@ static umd_status check_room(const void *values, size_t *count, size_t needed, b
     return UMD_OK;
 }
 
-static umd_status no_object(const char *what)
-{
-    return umdi_fail(UMD_ERROR_USAGE, "%s is NULL; give one", what);
-}
-
 umd_status umd_preprocess(umd_predictor *predictor, const umd_pixels *pixels, float *values,
                           size_t *count)
 {
     bool is_query = true;
     if (predictor == NULL || pixels == NULL)
-        return no_object("the predictor or the pixels");
+        return umdi_missing("the predictor or the pixels");
     UMDI_TRY(check_room(values, count, pixel_values(predictor), &is_query));
     if (is_query)
         return UMD_OK;
@@ -57,7 +52,7 @@ umd_status umd_tokenize(umd_predictor *predictor, const char *text, int64_t *ids
     bool is_query = true;
     umd_status status;
     if (predictor == NULL || text == NULL)
-        return no_object("the predictor or the text");
+        return umdi_missing("the predictor or the text");
     UMDI_TRY(umdi_check_text(umdi_of(text), "text"));
     room = (size_t)predictor->manifest.max_length;
     own = umdi_new(&predictor->allocator, room, sizeof *own);
@@ -139,7 +134,7 @@ umd_status umd_encode(umd_predictor *predictor, const umd_pixels *pixels, const 
     if (out != NULL)
         *out = NULL;
     if (predictor == NULL || pixels == NULL || out == NULL)
-        return no_object("the predictor, the pixels or out");
+        return umdi_missing("the predictor, the pixels or out");
     image = umdi_new(&predictor->allocator, 1, sizeof *image);
     if (image == NULL)
         return UMD_ERROR_OUT_OF_MEMORY;
@@ -180,7 +175,7 @@ static umd_status copy_embedding(const umdi_tensor *embedding, float *values, si
 umd_status umd_embed_image(umd_image *image, float *values, size_t *count)
 {
     if (image == NULL)
-        return no_object("the image");
+        return umdi_missing("the image");
     return copy_embedding(&image->embedding, values, count);
 }
 
@@ -191,7 +186,7 @@ umd_status umd_embed_text(umd_predictor *predictor, const char *text, const umd_
     umdi_features *features = NULL;
     umd_status status;
     if (predictor == NULL || text == NULL)
-        return no_object("the predictor or the text");
+        return umdi_missing("the predictor or the text");
     UMDI_TRY(umdi_check_text(umdi_of(text), "text"));
     status = umdi_control_begin(&control, &predictor->runtime.ort, call);
     if (status == UMD_OK)

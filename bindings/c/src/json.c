@@ -201,49 +201,28 @@ static bool take_number(parser *p, umdi_json *value)
     return true;
 }
 
-static int compare_keys(const umdi_json *a, const umdi_json *b)
+static int compare_keys(const void *left, const void *right)
 {
-    size_t length = a->key.length < b->key.length ? a->key.length : b->key.length;
-    int order = length == 0 ? 0 : memcmp(a->key.text, b->key.text, length);
-    if (order != 0)
-        return order;
-    return a->key.length < b->key.length ? -1 : a->key.length > b->key.length;
-}
-
-static void sift(const umdi_json **heap, size_t root, size_t count)
-{
-    for (size_t child; (child = 2 * root + 1) < count; root = child) {
-        const umdi_json *swap = heap[root];
-        if (child + 1 < count && compare_keys(heap[child], heap[child + 1]) < 0)
-            child++;
-        if (compare_keys(swap, heap[child]) >= 0)
-            return;
-        heap[root] = heap[child];
-        heap[child] = swap;
-    }
+    const umdi_json *const *a = left, *const *b = right;
+    return umdi_compare((*a)->key, (*b)->key);
 }
 
 /* Whether all keys differ. Sorted, since a hostile file may have a million of them. */
 static bool check_keys(parser *p, const umdi_json *object)
 {
-    const umdi_json **heap, *item = object->items;
+    const umdi_json **sorted, *item = object->items;
     bool differ = true;
     if (object->count < 2)
         return true;
-    heap = umdi_new(&p->arena->allocator, object->count, sizeof *heap);
-    if (heap == NULL)
+    sorted = umdi_new(&p->arena->allocator, object->count, sizeof *sorted);
+    if (sorted == NULL)
         return false;
     for (size_t i = 0; i < object->count; i++, item = item->next)
-        heap[i] = item;
-    for (size_t i = object->count / 2; i-- > 0;)
-        sift(heap, i, object->count);
-    for (size_t end = object->count; --end > 0;) {
-        const umdi_json *largest = heap[0];
-        heap[0] = heap[end];
-        sift(heap, 0, end);
-        differ = differ && compare_keys(largest, heap[0]) != 0;
-    }
-    umdi_delete(&p->arena->allocator, heap);
+        sorted[i] = item;
+    umdi_sort(sorted, object->count, sizeof *sorted, compare_keys);
+    for (size_t i = 1; i < object->count; i++)
+        differ = differ && compare_keys(&sorted[i - 1], &sorted[i]) != 0;
+    umdi_delete(&p->arena->allocator, sorted);
     return differ || fail(p, "the same key stands twice in one object");
 }
 

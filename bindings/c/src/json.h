@@ -28,7 +28,7 @@ struct umdi_json {
     umdi_json *next;  /* the next item of the parent */
 };
 
-/* Parse; everything lies in the arena. Fails with `status` and a message that begins with `name`. */
+/* Parse; everything lies in the arena. Fails with `status`; the message begins with `name`. */
 umd_status umdi_json_parse(umdi_arena *arena, umdi_text source, umd_status status, const char *name,
                            umdi_json **out);
 

@@ -121,11 +121,6 @@ static umd_status read_tokenizer(const umdi_json *value, umdi_manifest *manifest
     return UMD_OK;
 }
 
-static bool same(umdi_text a, umdi_text b)
-{
-    return a.length == b.length && memcmp(a.text, b.text, a.length) == 0;
-}
-
 static umd_status read_fields(umdi_arena *arena, const umdi_json *list, umdi_manifest *manifest)
 {
     char path[UMDI_MAX_PATH];
@@ -138,7 +133,7 @@ static umd_status read_fields(umdi_arena *arena, const umdi_json *list, umdi_man
         snprintf(path, sizeof path, "structured_fields[%zu]", manifest->field_count);
         UMDI_TRY(umdi_field_parse(arena, item, path, field));
         for (size_t i = 0; i < manifest->field_count; i++)
-            if (same(manifest->fields[i].name, field->name))
+            if (umdi_compare(manifest->fields[i].name, field->name) == 0)
                 return umdi_bad_field("structured_fields", "names must differ");
         manifest->field_count++;
     }
@@ -159,7 +154,7 @@ static umd_status read_tasks(umdi_arena *arena, const umdi_json *list, umdi_mani
         snprintf(path, sizeof path, "tasks[%zu]", manifest->task_count);
         UMDI_TRY(umdi_task_parse(arena, item, path, manifest, task));
         for (size_t i = 0; i < manifest->task_count; i++)
-            if (same(manifest->tasks[i].output_name, task->output_name))
+            if (umdi_compare(manifest->tasks[i].output_name, task->output_name) == 0)
                 return umdi_bad_field("tasks", "names must differ");
         manifest->task_count++;
     }
@@ -315,7 +310,7 @@ umd_status umdi_manifest_parse(umdi_arena *arena, umdi_text source, umdi_manifes
 const umdi_file *umdi_manifest_file(const umdi_manifest *manifest, umdi_text name)
 {
     for (size_t i = 0; i < manifest->file_count; i++)
-        if (same(manifest->files[i].name, name))
+        if (umdi_compare(manifest->files[i].name, name) == 0)
             return &manifest->files[i];
     return NULL;
 }
@@ -323,7 +318,7 @@ const umdi_file *umdi_manifest_file(const umdi_manifest *manifest, umdi_text nam
 const umdi_variant *umdi_manifest_variant(const umdi_manifest *manifest, umdi_text name)
 {
     for (size_t i = 0; i < manifest->variant_count; i++)
-        if (same(manifest->variants[i].name, name))
+        if (umdi_compare(manifest->variants[i].name, name) == 0)
             return &manifest->variants[i];
     return NULL;
 }

@@ -1,5 +1,5 @@
 /* The part of ONNX Runtime's C interface that this library uses, opened at run time. The interface
- * is a table of functions that only grows at its end, so the places of these functions are fixed. */
+ * is a table of functions that only grows at its end, so that their places are fixed. */
 #ifndef UMDI_ORT_H
 #define UMDI_ORT_H
 

@@ -20,11 +20,6 @@ struct umd_result {
     double total_ms;
 };
 
-static umd_status no_object(const char *what)
-{
-    return umdi_fail(UMD_ERROR_USAGE, "%s is NULL; give one", what);
-}
-
 static umd_status new_result(umd_image *image, const umdi_task *task, umd_result **out)
 {
     umd_predictor *predictor = image->predictor;
@@ -92,8 +87,9 @@ static umd_status set_items(umd_result *result, const float *logits)
     umdi_most_probable(probabilities, outputs, ranked, order);
     for (uint32_t i = 0; i < result->count; i++) {
         size_t output = is_vqa ? order[i] : i;
-        bool is_positive = task->multi_label && !is_vqa ? probabilities[i] >= task->operating_points[i]
-                                                        : output == order[0];
+        bool is_positive = output == order[0];
+        if (task->multi_label && !is_vqa)
+            is_positive = probabilities[i] >= task->operating_points[i];
         set_item(result, i, output, logits, probabilities, is_positive);
     }
     abstain(result, probabilities[order[0]]);
@@ -149,7 +145,7 @@ static umd_status ask(umd_image *image, const char *question, const char *name,
     umd_status status;
     *out = NULL;
     if (image == NULL || question == NULL)
-        return no_object("the image or the question");
+        return umdi_missing("the image or the question");
     UMDI_TRY(umdi_find_task(image->predictor, name, UMD_VQA, &task));
     UMDI_TRY(umdi_check_text(umdi_of(question), "question"));
     UMDI_TRY(new_result(image, task, &result));
@@ -173,7 +169,7 @@ umd_status umd_ask(umd_image *image, const char *question, const char *task, con
     umdi_control control;
     umd_status status;
     if (out == NULL || image == NULL)
-        return no_object("the image or out");
+        return umdi_missing("the image or out");
     *out = NULL;
     status = umdi_control_begin(&control, &image->predictor->runtime.ort, call);
     if (status == UMD_OK)
@@ -192,7 +188,7 @@ umd_status umd_ask_batch(umd_image *const *images, const char *const *questions,
         return umdi_fail(UMD_ERROR_USAGE, "no question given; at least one is needed");
     if (images == NULL || images[0] == NULL || questions == NULL || statuses == NULL ||
         results == NULL)
-        return no_object("a list, or the first image,");
+        return umdi_missing("a list, or the first image,");
     memset(results, 0, count * sizeof *results);
     status = umdi_control_begin(&control, &images[0]->predictor->runtime.ort, call);
     for (size_t i = 0; i < count; i++) {
@@ -247,7 +243,7 @@ umd_status umd_classify(umd_image *image, const char *name, const umd_classify_o
     if (out != NULL)
         *out = NULL;
     if (out == NULL || image == NULL || name == NULL)
-        return no_object("the image, the task or out");
+        return umdi_missing("the image, the task or out");
     UMDI_TRY(umdi_take(&options, sizeof options, given, "umd_classify_options"));
     UMDI_TRY(umdi_find_task(image->predictor, name, UMD_CLASSIFICATION, &task));
     UMDI_TRY(new_result(image, task, &result));
@@ -266,7 +262,7 @@ umd_status umd_get_result(const umd_result *result, umd_result_info *info)
 {
     umd_result_info facts;
     if (result == NULL)
-        return no_object("the result");
+        return umdi_missing("the result");
     memset(&facts, 0, sizeof facts);
     facts.status = result->status;
     facts.reason = result->reason;
@@ -282,7 +278,7 @@ umd_status umd_get_item(const umd_result *result, uint32_t index, umd_item *item
 {
     umd_item facts;
     if (result == NULL)
-        return no_object("the result");
+        return umdi_missing("the result");
     if (index >= result->count)
         return umdi_fail(UMD_ERROR_USAGE, "item number %u given; the result has %u", index,
                          result->count);

@@ -109,8 +109,9 @@ static umd_status choose_variant(umd_predictor *predictor, const char *name)
     predictor->variant = umdi_manifest_variant(
         manifest, name != NULL ? umdi_of(name) : manifest->default_variant);
     if (predictor->variant == NULL)
-        return umdi_fail(UMD_ERROR_USAGE, "the bundle has no variant '%.60s'; leave it out for '%s'",
-                         name, manifest->default_variant.text);
+        return umdi_fail(UMD_ERROR_USAGE,
+                         "the bundle has no variant '%.60s'; leave it out for '%s'", name,
+                         manifest->default_variant.text);
     return UMD_OK;
 }
 

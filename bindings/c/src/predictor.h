@@ -78,7 +78,7 @@ umd_status umdi_read_file(const umd_predictor *predictor, umdi_text name, uint8_
 
 /* ---- texts.c ---- */
 
-/* The prompt and the text with one space between, each stripped; to be released with umdi_delete. */
+/* Prompt and text, stripped, with one space between; to be released with umdi_delete. */
 umd_status umdi_compose(const umd_predictor *predictor, umdi_text prompt, umdi_text text,
                         umdi_text *out);
 

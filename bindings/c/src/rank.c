@@ -15,11 +15,6 @@ typedef struct ranking {
     uint32_t candidates;
 } ranking;
 
-static umd_status no_object(const char *what)
-{
-    return umdi_fail(UMD_ERROR_USAGE, "%s is NULL; give one", what);
-}
-
 static double dot(const umdi_tensor *a, const umdi_tensor *b, size_t size)
 {
     double total = 0;
@@ -55,36 +50,21 @@ static umd_status match(const ranking *r, const umd_image *image, const umdi_fea
     return UMD_OK;
 }
 
-static bool stands_before(const umd_match *a, const umd_match *b, bool by_logit)
+/* The best first; of equal ones the one given first. */
+static int by_score(const void *left, const void *right)
 {
-    float left = by_logit ? a->match_logit : a->score, right = by_logit ? b->match_logit : b->score;
-    return left > right || (left == right && a->index < b->index);
+    const umd_match *a = left, *b = right;
+    if (a->score != b->score)
+        return a->score > b->score ? -1 : 1;
+    return a->index < b->index ? -1 : a->index > b->index;
 }
 
-/* The best first; of equal ones the one given first. Heap sort: no recursion, no memory. */
-static void sift(umd_match *heap, size_t root, size_t count, bool by_logit)
+static int by_logit(const void *left, const void *right)
 {
-    for (size_t child; (child = 2 * root + 1) < count; root = child) {
-        umd_match swap = heap[root];
-        if (child + 1 < count && stands_before(&heap[child], &heap[child + 1], by_logit))
-            child++;
-        if (!stands_before(&swap, &heap[child], by_logit))
-            return;
-        heap[root] = heap[child];
-        heap[child] = swap;
-    }
-}
-
-static void sort(umd_match *matches, size_t count, bool by_logit)
-{
-    for (size_t i = count / 2; i-- > 0;)
-        sift(matches, i, count, by_logit);
-    for (size_t end = count; end > 1;) {
-        umd_match last = matches[0];
-        matches[0] = matches[--end];
-        matches[end] = last;
-        sift(matches, 0, end, by_logit);
-    }
+    const umd_match *a = left, *b = right;
+    if (a->match_logit != b->match_logit)
+        return a->match_logit > b->match_logit ? -1 : 1;
+    return a->index < b->index ? -1 : a->index > b->index;
 }
 
 static umd_status begin(ranking *r, umd_predictor *predictor, const char *task, int32_t method,
@@ -107,7 +87,7 @@ static umd_status encode(const ranking *r, const char *given, umdi_features **ou
     umd_status status;
     *out = NULL;
     if (given == NULL)
-        return no_object("a text");
+        return umdi_missing("a text");
     UMDI_TRY(umdi_check_text(umdi_of(given), "text"));
     UMDI_TRY(umdi_compose(r->predictor, r->task->prompt, umdi_of(given), &text));
     status = umdi_encode_text(r->predictor, text, false, r->control, out);
@@ -135,13 +115,13 @@ static umd_status rank(const ranking *r, umd_image *const *images, uint32_t imag
         matches[i].match_logit = NAN;
         UMDI_TRY(cosine(&image->embedding, &text->embedding, &matches[i].score));
     }
-    sort(matches, count, false);
+    umdi_sort(matches, count, sizeof *matches, by_score);
     for (uint32_t i = 0; i < fused; i++) {
         uint32_t index = matches[i].index;
         UMDI_TRY(match(r, images[many_images ? index : 0], texts[many_images ? 0 : index],
                        &matches[i].match_logit));
     }
-    sort(matches, fused, true);
+    umdi_sort(matches, fused, sizeof *matches, by_logit);
     return UMD_OK;
 }
 
@@ -169,7 +149,7 @@ umd_status umd_rank_texts(umd_image *image, const char *const *texts, uint32_t c
     umdi_control control;
     umd_status status;
     if (image == NULL || texts == NULL || matches == NULL)
-        return no_object("the image, the texts or the matches");
+        return umdi_missing("the image, the texts or the matches");
     UMDI_TRY(begin(&r, image->predictor, task, method, candidates, count));
     r.control = &control;
     status = umdi_control_begin(&control, &r.predictor->runtime.ort, call);
@@ -188,7 +168,7 @@ umd_status umd_rank_images(const char *text, umd_image *const *images, uint32_t 
     umdi_features *features = NULL;
     umd_status status;
     if (images == NULL || matches == NULL || count == 0 || images[0] == NULL)
-        return no_object("the images or the matches");
+        return umdi_missing("the images or the matches");
     for (uint32_t i = 1; i < count; i++)
         if (images[i] == NULL || images[i]->predictor != images[0]->predictor)
             return umdi_fail(UMD_ERROR_USAGE, "image number %u is NULL or of another predictor", i);

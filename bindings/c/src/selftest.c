@@ -58,8 +58,12 @@ static umd_status read_golden(selftest *t)
     const umdi_preprocessing *spec = &t->predictor->manifest.preprocessing;
     const umdi_array *inputs = t->inputs;
     size_t size, batch;
+    umd_status status;
     UMDI_TRY(umdi_read_file(t->predictor, t->predictor->manifest.golden, &t->bytes, &size));
-    if (umdi_container_open_memory(&t->golden, &t->arena, t->bytes, size) != UMD_OK)
+    status = umdi_container_open_memory(&t->golden, &t->arena, t->bytes, size);
+    if (status == UMD_ERROR_OUT_OF_MEMORY)
+        return status;
+    if (status != UMD_OK)
         return bad("is not a zip that only stores, which is all that this library reads");
     for (size_t i = 0; i < INPUTS; i++) {
         UMDI_TRY(read_array(t, wanted[i].name, &t->held[i], &t->inputs[i]));
@@ -144,7 +148,8 @@ static umd_status check_tokens(selftest *t)
     int64_t *ids;
     umd_status status = UMD_OK;
     size_t row = 0;
-    UMDI_TRY(umdi_json_parse(&t->arena, source, UMD_ERROR_BUNDLE_INTEGRITY, "golden texts", &texts));
+    UMDI_TRY(
+        umdi_json_parse(&t->arena, source, UMD_ERROR_BUNDLE_INTEGRITY, "golden texts", &texts));
     if (texts->type != UMDI_ARRAY || texts->count != t->inputs[INPUT_IDS].shape[0])
         return bad("holds texts that are no JSON list");
     ids = umdi_arena_new(&t->arena, (size_t)t->predictor->manifest.max_length, sizeof *ids);

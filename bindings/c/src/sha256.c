@@ -33,13 +33,19 @@ static void add_block(uint32_t state[8], const unsigned char *bytes)
     }
     memcpy(s, state, sizeof s);
     for (int i = 0; i < 64; i++) {
-        uint32_t choice = (s[4] & s[5]) ^ (~s[4] & s[6]);
-        uint32_t majority = (s[0] & s[1]) ^ (s[0] & s[2]) ^ (s[1] & s[2]);
+        uint32_t choice = s[6] ^ (s[4] & (s[5] ^ s[6]));
+        uint32_t majority = (s[0] & s[1]) | (s[2] & (s[0] | s[1]));
         uint32_t high = turn(s[4], 6) ^ turn(s[4], 11) ^ turn(s[4], 25);
         uint32_t low = turn(s[0], 2) ^ turn(s[0], 13) ^ turn(s[0], 22);
         uint32_t first = s[7] + high + choice + constants[i] + w[i];
-        memmove(s + 1, s, 7 * sizeof *s);
-        s[4] += first;
+        /* One by one: the compiler then keeps all of them in registers. */
+        s[7] = s[6];
+        s[6] = s[5];
+        s[5] = s[4];
+        s[4] = s[3] + first;
+        s[3] = s[2];
+        s[2] = s[1];
+        s[1] = s[0];
         s[0] = first + low + majority;
     }
     for (int i = 0; i < 8; i++)

@@ -11,8 +11,7 @@ static const char *const nothing[] = {NULL};
 static bool contains(const umdi_text *texts, size_t count, umdi_text wanted)
 {
     for (size_t i = 0; i < count; i++)
-        if (texts[i].length == wanted.length &&
-            memcmp(texts[i].text, wanted.text, wanted.length) == 0)
+        if (umdi_compare(texts[i], wanted) == 0)
             return true;
     return false;
 }
@@ -240,29 +239,26 @@ static umd_status read_outputs(umdi_arena *arena, const umdi_json *value, const 
     return UMD_OK;
 }
 
+static int compare_texts(const void *left, const void *right)
+{
+    const umdi_text *a = left, *b = right;
+    return umdi_compare(*a, *b);
+}
+
 /* No two outputs may be equal. */
 static umd_status check_outputs(umdi_arena *arena, const char *path, const umdi_task *task)
 {
-    size_t count = task->outputs.count, slots = 16, *table;
-    while (slots < 2 * count)
-        slots *= 2;
-    table = umdi_new(&arena->allocator, slots, sizeof *table);
-    if (table == NULL)
+    size_t count = task->outputs.count;
+    umdi_text *sorted = umdi_new(&arena->allocator, count, sizeof *sorted);
+    bool differ = true;
+    if (sorted == NULL)
         return UMD_ERROR_OUT_OF_MEMORY;
-    for (size_t i = 0; i < count; i++) {
-        uint32_t hash = 2166136261u;
-        size_t slot;
-        for (size_t k = 0; k < task->outputs.items[i].length; k++)
-            hash = (hash ^ (unsigned char)task->outputs.items[i].text[k]) * 16777619u;
-        for (slot = hash & (slots - 1); table[slot] != 0; slot = (slot + 1) & (slots - 1))
-            if (contains(&task->outputs.items[table[slot] - 1], 1, task->outputs.items[i])) {
-                umdi_delete(&arena->allocator, table);
-                return umdi_bad_field(path, "labels or answers occur twice");
-            }
-        table[slot] = i + 1;
-    }
-    umdi_delete(&arena->allocator, table);
-    return UMD_OK;
+    memcpy(sorted, task->outputs.items, count * sizeof *sorted);
+    umdi_sort(sorted, count, sizeof *sorted, compare_texts);
+    for (size_t i = 1; i < count; i++)
+        differ = differ && umdi_compare(sorted[i - 1], sorted[i]) != 0;
+    umdi_delete(&arena->allocator, sorted);
+    return differ ? UMD_OK : umdi_bad_field(path, "labels or answers occur twice");
 }
 
 umd_status umdi_task_parse(umdi_arena *arena, const umdi_json *value, const char *path,
@@ -294,7 +290,8 @@ umd_status umdi_task_parse(umdi_arena *arena, const umdi_json *value, const char
     if (task->kind == UMD_CLASSIFICATION && umdi_strip(task->prompt).length == 0)
         return umdi_bad_field(path, "a classification task needs a prompt");
     UMDI_TRY(read_outputs(arena, value, path, task));
-    UMDI_TRY(check_outputs(arena, path, task));
+    if (task->outputs.count > 1)
+        UMDI_TRY(check_outputs(arena, path, task));
     UMDI_TRY(read_probability(umdi_json_get(value, "probability"), path, task));
     UMDI_TRY(read_reads(arena, umdi_json_get(value, "reads"), path, manifest, task));
     UMDI_TRY(read_points(arena, umdi_json_get(value, "operating_points"),

@@ -20,21 +20,12 @@ typedef struct writer {
     size_t word_room;
 } writer;
 
-static int compare(umdi_text a, umdi_text b)
-{
-    size_t length = a.length < b.length ? a.length : b.length;
-    int order = length == 0 ? 0 : memcmp(a.text, b.text, length);
-    if (order != 0)
-        return order;
-    return a.length < b.length ? -1 : a.length > b.length;
-}
-
 static const umdi_token *find(const umdi_tokenizer *tokenizer, umdi_text text)
 {
     size_t low = 0, high = tokenizer->size;
     while (low < high) {
         size_t middle = (low + high) / 2;
-        int order = compare(tokenizer->vocabulary[middle].text, text);
+        int order = umdi_compare(tokenizer->vocabulary[middle].text, text);
         if (order == 0)
             return &tokenizer->vocabulary[middle];
         if (order < 0)

@@ -12,8 +12,8 @@
 static umd_status bad(const char *problem)
 {
     return umdi_fail(UMD_ERROR_MANIFEST,
-                     "the bundle's tokenizer cannot be used by this library: %s; it reads WordPiece "
-                     "tokenizers of BERT",
+                     "the bundle's tokenizer cannot be used by this library: %s; it reads the "
+                     "WordPiece tokenizers of BERT",
                      problem);
 }
 
@@ -38,39 +38,10 @@ static bool is_id(const umdi_json *value)
            value->number <= LARGEST_ID;
 }
 
-static int compare(const umdi_token *a, const umdi_token *b)
+static int compare_tokens(const void *left, const void *right)
 {
-    size_t length = a->text.length < b->text.length ? a->text.length : b->text.length;
-    int order = length == 0 ? 0 : memcmp(a->text.text, b->text.text, length);
-    if (order != 0)
-        return order;
-    return a->text.length < b->text.length ? -1 : a->text.length > b->text.length;
-}
-
-static void sift(umdi_token *heap, size_t root, size_t count)
-{
-    for (size_t child; (child = 2 * root + 1) < count; root = child) {
-        umdi_token swap = heap[root];
-        if (child + 1 < count && compare(&heap[child], &heap[child + 1]) < 0)
-            child++;
-        if (compare(&swap, &heap[child]) >= 0)
-            return;
-        heap[root] = heap[child];
-        heap[child] = swap;
-    }
-}
-
-/* In place and without recursion, whatever a file holds. */
-static void sort(umdi_token *tokens, size_t count)
-{
-    for (size_t i = count / 2; i-- > 0;)
-        sift(tokens, i, count);
-    for (size_t end = count; end > 1;) {
-        umdi_token largest = tokens[0];
-        tokens[0] = tokens[--end];
-        tokens[end] = largest;
-        sift(tokens, 0, end);
-    }
+    const umdi_token *a = left, *b = right;
+    return umdi_compare(a->text, b->text);
 }
 
 static umd_status copy_token(umdi_arena *arena, umdi_text text, const umdi_json *id,
@@ -96,19 +67,17 @@ static umd_status read_vocabulary(umdi_tokenizer *tokenizer, umdi_arena *arena,
             return bad("a token's number is not one");
         UMDI_TRY(copy_token(arena, item->key, item, &tokenizer->vocabulary[tokenizer->size++]));
     }
-    sort(tokenizer->vocabulary, tokenizer->size);
+    umdi_sort(tokenizer->vocabulary, tokenizer->size, sizeof(umdi_token), compare_tokens);
     return UMD_OK;
 }
 
 static const umdi_token *find(const umdi_tokenizer *tokenizer, umdi_text text)
 {
     for (size_t i = 0; i < tokenizer->added_count; i++)
-        if (tokenizer->added[i].text.length == text.length &&
-            memcmp(tokenizer->added[i].text.text, text.text, text.length) == 0)
+        if (umdi_compare(tokenizer->added[i].text, text) == 0)
             return &tokenizer->added[i];
     for (size_t i = 0; i < tokenizer->size; i++)
-        if (tokenizer->vocabulary[i].text.length == text.length &&
-            memcmp(tokenizer->vocabulary[i].text.text, text.text, text.length) == 0)
+        if (umdi_compare(tokenizer->vocabulary[i].text, text) == 0)
             return &tokenizer->vocabulary[i];
     return NULL;
 }

@@ -87,8 +87,9 @@ static bool matches_local(umdi_source *source, const uint8_t *central, umdi_text
 }
 
 /* One entry of the directory at `*position`; its data must lie at `*expected`. */
-static umd_status add_entry(umdi_container *container, umdi_source *source, const uint8_t *directory,
-                            size_t size, size_t *position, uint64_t *expected)
+static umd_status add_entry(umdi_container *container, umdi_source *source,
+                            const uint8_t *directory, size_t size, size_t *position,
+                            uint64_t *expected)
 {
     const uint8_t *central = directory + *position;
     umdi_text name = {(const char *)central + CENTRAL_BYTES, 0};

@@ -11,6 +11,7 @@ depend on the version of Unicode (unassigned in the version of this script's Pyt
 from __future__ import annotations
 
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Iterable
 
@@ -57,10 +58,16 @@ def shifts(pairs: Iterable[tuple[int, int]]) -> list[tuple[int, int, int, int]]:
     return runs
 
 
+def write_table(kind: str, name: str, rows: Iterable[str]) -> None:
+    """Write an array."""
+    table = f"static const {kind} umdi_{name}[] = {{{', '.join(rows)}}};"
+    sys.stdout.write(textwrap.fill(table, 100, break_on_hyphens=False) + "\n\n")
+
+
 def write_ranges(name: str, codes: Iterable[int]) -> None:
     """Write a table of ranges."""
-    rows = ", ".join(f"{{0x{first:X}, 0x{last:X}}}" for first, last in ranges(codes))
-    sys.stdout.write(f"static const struct umdi_range umdi_{name}[] = {{{rows}}};\n\n")
+    rows = (f"{{0x{first:X}, 0x{last:X}}}" for first, last in ranges(codes))
+    write_table("struct umdi_range", name, rows)
 
 
 def main() -> None:
@@ -94,17 +101,13 @@ def main() -> None:
     for code in mapped:
         rows.append(f"{{0x{code:X}, {len(pool)}, {len(bare[code])}}}")
         pool += map(ord, bare[code])
-    sys.stdout.write(
-        "static const uint32_t umdi_decomposition_pool[] = "
-        f"{{{', '.join(f'0x{code:X}' for code in pool)}}};\n\n"
-        "static const struct umdi_decomposition umdi_decomposed[] = "
-        f"{{{', '.join(rows)}}};\n\n"
-    )
+    write_table("uint32_t", "decomposition_pool", (f"0x{code:X}" for code in pool))
+    write_table("struct umdi_decomposition", "decomposed", rows)
     pairs = ((code, ord(lower[code][0]) - code) for code in CHARACTERS if lower[code] != chr(code))
     if [code for code in CHARACTERS if len(lower[code]) > 1] != [_TWO_LETTERS]:
         raise SystemExit("another character than U+0130 becomes two in lower case")
-    moved = ", ".join(f"{{0x{a:X}, 0x{b:X}, {step}, {delta}}}" for a, b, step, delta in shifts(pairs))
-    sys.stdout.write(f"static const struct umdi_shift umdi_lower_case[] = {{{moved}}};\n")
+    moved = (f"{{0x{a:X}, 0x{b:X}, {step}, {delta}}}" for a, b, step, delta in shifts(pairs))
+    write_table("struct umdi_shift", "lower_case", moved)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,239 @@
+"""The C test program: golden vectors on real images, threads, lost memory, sanitisers, examples."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import umd_edge
+from support.bundles import tiny_files, zip_bytes
+from support.c_library import (
+    BINDINGS,
+    INCLUDE,
+    SOURCES,
+    build,
+    compiler,
+    library_path,
+    onnxruntime_library,
+)
+from support.c_vectors import write_vectors
+from support.requirements import lacking
+
+PROGRAM = BINDINGS / "c" / "tests" / "umd_edge_test.c"
+SANITISE = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+SETS = ("vqarad", "vqamed19", "nihcxr", "busi", "padufes")
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program, with the library in it and every access checked."""
+    target = tmp_path_factory.mktemp("program") / "umd_edge_test"
+    return build(target, SANITISE, [PROGRAM, *SOURCES])
+
+
+def _run(program: Path, *arguments: object, code: int = 0) -> str:
+    # ONNX Runtime keeps memory until the end; `allocations` counts what the library keeps.
+    environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [str(program), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout
+
+
+def _synthetic() -> Iterator[np.ndarray[Any, Any]]:
+    rng = np.random.default_rng(5)
+    for shape in ((16, 16), (1, 1, 3), (7, 301), (300, 7, 3), (64, 65, 3), (31, 33)):
+        yield rng.integers(0, 256, shape, dtype=np.uint8)
+    yield rng.integers(0, 65_536, (40, 50), dtype=np.uint16)
+    yield rng.integers(900, 1_100, (41, 23, 3), dtype=np.uint16)
+
+
+def test_vectors_of_made_up_images(program: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    predictor = umd_edge.Predictor.load(tiny_bundle)
+    vectors = write_vectors(tmp_path / "vectors", predictor, [*_synthetic(), *_synthetic()])
+    out = _run(program, "vectors", tiny_bundle, onnxruntime_library(), vectors)
+    assert out == "16 vectors\n"
+
+
+def test_a_vector_that_differs_is_noticed(program: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    predictor = umd_edge.Predictor.load(tiny_bundle)
+    vectors = write_vectors(tmp_path / "vectors", predictor, [*_synthetic()][:1])
+    data = bytearray(vectors.read_bytes())
+    data[-8:] = np.float64(0.25).tobytes()
+    vectors.write_bytes(data)
+    _run(program, "vectors", tiny_bundle, onnxruntime_library(), vectors, code=1)
+
+
+def _real_images(folder: Path, count: int) -> Iterator[np.ndarray[Any, Any]]:
+    """The first pictures of each set's training split, grey ones as grey."""
+    for name in SETS:
+        lines = (folder / name / "train.jsonl").read_text(encoding="utf-8").splitlines()
+        names = list(dict.fromkeys(json.loads(line)["image"] for line in lines))[:count]
+        for image in names:
+            with Image.open(folder / name / image) as opened:
+                grey = opened.mode in ("L", "I;16")
+                yield np.asarray(opened if grey else opened.convert("RGB"))
+
+
+def _default_bundle() -> Path:
+    path = Path(umd_edge.__file__).parent / "bundles" / "default.umd"
+    if not path.is_file():
+        pytest.skip("this checkout has no default bundle")
+    return path
+
+
+@pytest.mark.parametrize("count", [4, pytest.param(40, marks=pytest.mark.slow)])
+def test_vectors_of_real_images_on_the_default_bundle(
+    count: int, shared_data: Path, tmp_path: Path
+) -> None:
+    bundle = _default_bundle()
+    predictor = umd_edge.Predictor.load(bundle)
+    images = list(_real_images(shared_data, count))
+    vectors = write_vectors(tmp_path / "vectors", predictor, images)
+    program = build(tmp_path / "umd_edge_test", [], [PROGRAM, *SOURCES])
+    out = _run(program, "vectors", bundle, onnxruntime_library(), vectors)
+    assert out == f"{len(images)} vectors\n"
+    assert len(images) == count * len(SETS)
+
+
+def test_eight_threads_give_the_same_bits(program: Path, tiny_bundle: Path) -> None:
+    out = _run(program, "threads", tiny_bundle, onnxruntime_library(), 8, 50)
+    assert out == "0 differences\n"
+
+
+def test_every_lost_allocation_is_a_status_and_nothing_is_kept(
+    program: Path, tiny_bundle: Path
+) -> None:
+    out = _run(program, "allocations", tiny_bundle, onnxruntime_library())
+    assert int(out.split()[0]) > 80
+
+
+@pytest.mark.slow
+def test_memory_stays_flat(tiny_bundle: Path, tmp_path: Path) -> None:
+    program = build(tmp_path / "umd_edge_test", [], [PROGRAM, *SOURCES])
+    _run(program, "memory", tiny_bundle, onnxruntime_library(), 10_000)
+
+
+@pytest.mark.slow
+def test_eight_threads_of_a_thousand_runs(tiny_bundle: Path, tmp_path: Path) -> None:
+    program = build(tmp_path / "umd_edge_test", [], [PROGRAM, *SOURCES])
+    out = _run(program, "threads", tiny_bundle, onnxruntime_library(), 8, 1000)
+    assert out == "0 differences\n"
+
+
+def _damaged(folder: Path) -> Sequence[Path]:
+    """Bundles with random bytes changed, some with hashes that fit."""
+    rng = np.random.default_rng(11)
+    files = tiny_files()
+    data = zip_bytes(files)
+    paths = []
+    for index in range(120):
+        broken = bytearray(data if index % 2 else files["manifest.json"])
+        for _ in range(1 + index % 4):
+            broken[rng.integers(len(broken))] = rng.integers(256)
+        if index % 2 == 0:
+            broken = bytearray(zip_bytes({**files, "manifest.json": bytes(broken)}))
+        paths.append(folder / f"{index}.umd")
+        paths[-1].write_bytes(broken)
+    return paths
+
+
+def test_damaged_bundles_never_touch_memory_that_is_not_theirs(
+    program: Path, tmp_path: Path
+) -> None:
+    paths = _damaged(tmp_path)
+    verdicts = _run(program, "hostile", onnxruntime_library(), *paths).split()
+    allowed = {"Ok", "BundleIntegrityError", "ManifestError", "BundleVersionError", "SelfTestError"}
+    assert len(verdicts) == len(paths)
+    assert set(verdicts) <= allowed
+    assert verdicts.count("Ok") < len(paths) / 2
+
+
+def test_device_loop_answers_every_frame(tiny_bundle: Path, tmp_path: Path) -> None:
+    source = BINDINGS / "examples" / "device_loop.c"
+    program = build(tmp_path / "device_loop", [], [source, *SOURCES])
+    out = _run(program, tiny_bundle, onnxruntime_library(), 3)
+    assert len(out.splitlines()) == 6
+    _run(program, tmp_path / "none.umd", onnxruntime_library(), 1, code=3)
+
+
+def test_desktop_example_gives_the_answers_of_python(tiny_bundle: Path, tmp_path: Path) -> None:
+    found = shutil.which("c++")
+    if found is None:
+        lacking("cc", "no C++ compiler `c++` on the path")
+    program, library = tmp_path / "desktop", library_path()
+    folders = [f"-I{INCLUDE}", f"-I{BINDINGS / 'cpp' / 'include'}", f"-L{library.parent}"]
+    source = BINDINGS / "examples" / "desktop.cpp"
+    link = ["-lumd_edge", f"-Wl,-rpath,{library.parent}"]
+    strict = ["-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wshadow", "-Werror"]
+    command = [found, "-std=c++17", *strict, *folders, str(source), "-o", str(program), *link]
+    subprocess.run(command, check=True)
+    image = np.random.default_rng(2).integers(0, 256, (30, 40), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / "grey.pgm")
+    out = _run(program, tiny_bundle, onnxruntime_library(), tmp_path / "grey.pgm", "chest ?")
+    answer = umd_edge.Predictor.load(tiny_bundle).ask(image, "chest ?")
+    names = [line.split("\t")[1] for line in out.splitlines()]
+    assert names == [answer.answer, *(item.answer for item in answer.alternatives)]
+
+
+@pytest.mark.slow
+def test_rust_example_gives_the_answers_of_python(tiny_bundle: Path, tmp_path: Path) -> None:
+    found = shutil.which("rustc")
+    if found is None:
+        pytest.skip("no rustc on the path")
+    program, library = tmp_path / "ask", library_path()
+    link = [
+        "-L",
+        str(library.parent),
+        "-l",
+        "umd_edge",
+        "-C",
+        f"link-arg=-Wl,-rpath,{library.parent}",
+    ]
+    source = str(BINDINGS / "examples" / "ask.rs")
+    subprocess.run([found, "-O", "-D", "warnings", source, "-o", str(program), *link], check=True)
+    out = _run(program, tiny_bundle, onnxruntime_library(), "chest ?", "is there a lesion ?")
+    frame = (np.arange(64 * 48) * 7 % 256).astype(np.uint8).reshape(48, 64)
+    encoded = umd_edge.Predictor.load(tiny_bundle).encode(frame)
+    wanted = [encoded.ask(text) for text in ("chest ?", "is there a lesion ?")]
+    rows = [line.split("\t") for line in out.splitlines()]
+    assert [row[0] for row in rows] == [answer.answer for answer in wanted]
+    assert np.allclose([float(row[1]) for row in rows], [a.probability for a in wanted], rtol=1e-14)
+
+
+@pytest.mark.slow
+def test_cmake_installs_a_package_that_others_find(tiny_bundle: Path, tmp_path: Path) -> None:
+    if shutil.which("cmake") is None:
+        lacking("cc", "no CMake on the path")
+    compiler()
+    prefix, script = tmp_path / "prefix", BINDINGS.parent / "script" / "build-c"
+    subprocess.run([str(script), str(prefix)], check=True, capture_output=True)
+    assert (prefix / "lib" / "libumd_edge.so").stat().st_size <= 300_000
+    project = tmp_path / "project"
+    project.mkdir()
+    example = (BINDINGS / "examples" / "device_loop.c").read_text()
+    (project / "device_loop.c").write_text(example)
+    (project / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.16)\nproject(device C)\n"
+        "find_package(umd_edge 0.1 REQUIRED)\nadd_executable(device_loop device_loop.c)\n"
+        "target_link_libraries(device_loop umd_edge::umd_edge)\n"
+    )
+    work = str(tmp_path / "work")
+    configure = ["cmake", "-S", str(project), "-B", work, f"-DCMAKE_PREFIX_PATH={prefix}"]
+    for command in (configure, ["cmake", "--build", work]):
+        subprocess.run(command, check=True, capture_output=True)
+    _run(Path(work) / "device_loop", tiny_bundle, onnxruntime_library(), 1)
