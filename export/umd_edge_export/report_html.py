@@ -146,9 +146,11 @@ def _speed(content: ReportContent) -> list[str]:
             )
         )
     missing = [name for name in content.speed if name not in timed]
-    if missing or not timed:
-        what = ", ".join(missing) or "anything"
-        lines.append(_note(f"Not measured here: {what}. Run `umd-edge bench` on the device."))
+    if missing:
+        names = ", ".join(missing)
+        lines.append(_note(f"Not measured here: {names}. Run `umd-edge bench` on the device."))
+    elif not timed:
+        lines.append(_note("Not measured: the bundle has no float32 graphs beside a variant."))
     return lines
 
 
