@@ -20,7 +20,7 @@ from umd_edge.errors import UsageError
 
 from .errors import ExportError
 from .graphs import PARTS, strip_model
-from .quantize_dynamic import has_dynamic_form, write_dynamic
+from .quantize_dynamic import write_dynamic
 from .quantize_layers import Layer, find_layers
 from .quantize_pairs import write_pairs
 from .quantize_rule import (
@@ -148,9 +148,7 @@ class _Quantiser:
         }
 
     def _has_form(self, layer: Layer) -> bool:
-        if layer.is_table:
-            return self.target.tables
-        return not self.target.dynamic or has_dynamic_form(layer)
+        return self.target.tables if layer.is_table else layer.operator in self.target.operators
 
     def multiplications(self, layer: Layer) -> int:
         """Of one sample in this layer."""
@@ -245,6 +243,8 @@ def _notes(
 ) -> dict[str, Any]:
     kept = ", ".join(layer.label for layer in float_layers) or "no layer"
     others = "normalisation, softmax, products of two activations"
+    if "Gemm" not in target.operators:
+        others += ", products of one row a sample"
     notes: dict[str, Any] = {
         "method": "ranges taken at run time"
         if target.dynamic

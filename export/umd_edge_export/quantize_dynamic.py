@@ -17,14 +17,7 @@ from onnx import helper, numpy_helper
 from .quantize_layers import Layer
 from .quantize_pairs import quantise_weight, replace_nodes, table_nodes
 
-__all__ = ["has_dynamic_form", "write_dynamic"]
-
-_PRODUCTS = ("MatMul", "Gemm")
-
-
-def has_dynamic_form(layer: Layer) -> bool:
-    """Whether `write_dynamic` can quantise it."""
-    return layer.is_table or layer.operator in _PRODUCTS
+__all__ = ["write_dynamic"]
 
 
 def _product_nodes(
@@ -67,7 +60,7 @@ def write_dynamic(model: onnx.ModelProto, layers: Iterable[Layer]) -> onnx.Model
 
     Args:
         model: A float32 graph; left as it is.
-        layers: Of this graph, those that have a dynamic form.
+        layers: Of this graph: products and tables.
     """
     chosen = {layer.node: layer for layer in layers}
     result = onnx.ModelProto()

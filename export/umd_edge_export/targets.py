@@ -5,7 +5,9 @@ one file. The columns differ because the processors do, not because the model do
 
 * ONNX Runtime on x86 multiplies unsigned activations by signed weights; with signed activations
   most products stay in float and the graph is slower than float32.
-* TensorRT takes no zero point other than 0 and no int32 bias behind a DequantizeLinear.
+* TensorRT takes no zero point other than 0 and no int32 bias behind a DequantizeLinear. A Gemm, one
+  row a sample, gains nothing there; and where ONNX Runtime runs the file it would compute it in
+  float from weights that it cannot pack, whose sums depend on the batch.
 * ARM's dot product instructions multiply signed by signed. The zero point is free there, so the
   grids are those of x86, moved by 128: the two give the same answers.
 * Ranges taken at run time need no range data, and make a result depend on its batch and padding.
@@ -35,6 +37,8 @@ class Target:
     """Ranges of activations lie evenly about 0, so that the zero point is 0."""
     bias: bool
     """The bias of a quantised convolution or Gemm is int32 behind a DequantizeLinear."""
+    operators: tuple[str, ...] = ("Conv", "MatMul", "Gemm")
+    """Operators that are quantised."""
     outputs: tuple[str, ...]
     """Operators whose output is quantised too; a sum of the others goes straight to float."""
     tables: bool = True
@@ -72,6 +76,7 @@ _ROWS = (
         activations="int8",
         symmetric=True,
         bias=False,
+        operators=("Conv", "MatMul"),
         outputs=(),
         tables=False,
     ),
@@ -81,6 +86,7 @@ _ROWS = (
         activations="int8",
         symmetric=True,
         bias=False,
+        operators=("Conv", "MatMul"),
         outputs=(),
         tables=False,
     ),
@@ -98,6 +104,7 @@ _ROWS = (
         activations="uint8",
         symmetric=False,
         bias=False,
+        operators=("MatMul", "Gemm"),
         outputs=(),
         dynamic=True,
     ),
