@@ -31,7 +31,7 @@ def draw_layers(sensitivity: Mapping[str, Any], title: str) -> bytes:
     for row, item in enumerate(layers):
         colour = _FLOAT if item["float"] else _INT8
         worst = max([item["noise"][task] for task in tasks] + [_FLOOR])
-        axes.barh(row, worst, left=_FLOOR, height=0.75, color=colour, alpha=0.35)
+        axes.barh(row, worst - _FLOOR, left=_FLOOR, height=0.75, color=colour, alpha=0.35)
     markers = "osD^vP*X<>"
     handles = [
         Line2D([], [], color=_FLOAT, linewidth=7, alpha=0.5, label="stays in float"),
@@ -39,12 +39,13 @@ def draw_layers(sensitivity: Mapping[str, Any], title: str) -> bytes:
     ]
     for index, task in enumerate(tasks):
         marker = markers[index % len(markers)]
-        values = [max(item["noise"][task], _FLOOR) for item in layers]
+        # nothing to mark where a task does not read the layer
+        values = [x if x > _FLOOR else float("nan") for x in (i["noise"][task] for i in layers)]
         shade = str(0.15 + 0.5 * index / max(len(tasks), 1))
         axes.plot(values, range(len(layers)), marker, color=shade, markersize=3.5, linestyle="")
         handles.append(Line2D([], [], color=shade, marker=marker, linestyle="", label=task))
     axes.set_yticks(range(len(layers)), [f"{x['part']}: {x['name']}" for x in layers], fontsize=6)
-    axes.invert_yaxis()
+    axes.set_ylim(len(layers) - 0.5, -0.5)
     axes.set_xscale("log")
     axes.set_xlim(left=_FLOOR)
     axes.set_xlabel("noise of the layer alone: energy of the change / energy of the logits")
