@@ -142,6 +142,14 @@ def _require_version(trt: Any) -> None:
         )
 
 
+def _told(error: Any) -> str:
+    """A parser's error with operator and node; for some operators it says `false` and no more."""
+    where = [
+        getattr(error, name)() for name in ("node_operator", "node_name") if hasattr(error, name)
+    ]
+    return " ".join([*(str(item) for item in where if item), str(error.desc())])
+
+
 def _make_logger(trt: Any, errors: list[str]) -> Any:
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -172,7 +180,7 @@ class _Build:
         self._parser = self._trt.OnnxParser(network, self._logger)
         if not self._parser.parse(onnx):
             found = [self._parser.get_error(i) for i in range(self._parser.num_errors)]
-            raise self._refusal([str(error.desc()) for error in found])
+            raise self._refusal([_told(error) for error in found])
         return network
 
     def configure(
