@@ -33,8 +33,8 @@ __all__ = ["Grid", "LayerGrids", "attach_grids", "fake_quantise", "fold_stem", "
 
 _LAYERS = ("Conv", "MatMul", "Gemm")
 _LARGEST_LEVEL = 127
-_PASSES = 20
-_STILL = 1e-3
+_PASSES = 60
+_STILL = 1e-5
 """Relative change of a weight that no 8-bit level shows."""
 
 
