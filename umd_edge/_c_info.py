@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import sysconfig
 from pathlib import Path
 
 __all__ = ["describe_c"]
@@ -18,13 +19,15 @@ def describe_c() -> dict[str, str | None]:
     """Paths as text, None where something is not there.
 
     Returns:
-        `include`: folder of the header, in the package or in a source checkout. `library`: what
-        `script/build-c` has built into `build/c` of a checkout. `onnxruntime` and
+        `include`: folder of the header, in a source checkout or where the wheel has put it.
+        `library`: what `script/build-c` has built into `build/c` of a checkout. `onnxruntime` and
         `onnxruntime_version` of this Python installation.
     """
-    package = Path(__file__).resolve().parent
-    checkout = package.parent
-    folders = (package / "include", checkout / "bindings" / "c" / "include")
+    checkout = Path(__file__).resolve().parent.parent
+    folders = (
+        checkout / "bindings" / "c" / "include",
+        Path(sysconfig.get_path("data")) / "include",
+    )
     include = next((folder for folder in folders if (folder / _HEADER).is_file()), None)
     built = checkout / "build" / "c" / "lib"
     return {

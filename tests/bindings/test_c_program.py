@@ -19,6 +19,7 @@ from support.bundles import tiny_files, zip_bytes
 from support.c_library import (
     BINDINGS,
     INCLUDE,
+    LIBRARIES,
     SOURCES,
     build,
     compiler,
@@ -38,6 +39,12 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program, with the library in it and every access checked."""
     target = tmp_path_factory.mktemp("program") / "umd_edge_test"
     return build(target, SANITISE, [PROGRAM, *SOURCES])
+
+
+def _linked(target: Path, source: Path) -> Path:
+    """A program that uses the shared library."""
+    folder = library_path().parent
+    return build(target, [f"-Wl,-rpath,{folder}"], [source], [f"-L{folder}", "-lumd_edge"])
 
 
 def _run(program: Path, *arguments: object, code: int = 0) -> str:
@@ -104,7 +111,7 @@ def test_vectors_of_real_images_on_the_default_bundle(
     predictor = umd_edge.Predictor.load(bundle)
     images = list(_real_images(shared_data, count))
     vectors = write_vectors(tmp_path / "vectors", predictor, images)
-    program = build(tmp_path / "umd_edge_test", [], [PROGRAM, *SOURCES])
+    program = _linked(tmp_path / "umd_edge_test", PROGRAM)
     out = _run(program, "vectors", bundle, onnxruntime_library(), vectors)
     assert out == f"{len(images)} vectors\n"
     assert len(images) == count * len(SETS)
@@ -124,13 +131,13 @@ def test_every_lost_allocation_is_a_status_and_nothing_is_kept(
 
 @pytest.mark.slow
 def test_memory_stays_flat(tiny_bundle: Path, tmp_path: Path) -> None:
-    program = build(tmp_path / "umd_edge_test", [], [PROGRAM, *SOURCES])
+    program = _linked(tmp_path / "umd_edge_test", PROGRAM)
     _run(program, "memory", tiny_bundle, onnxruntime_library(), 10_000)
 
 
 @pytest.mark.slow
 def test_eight_threads_of_a_thousand_runs(tiny_bundle: Path, tmp_path: Path) -> None:
-    program = build(tmp_path / "umd_edge_test", [], [PROGRAM, *SOURCES])
+    program = _linked(tmp_path / "umd_edge_test", PROGRAM)
     out = _run(program, "threads", tiny_bundle, onnxruntime_library(), 8, 1000)
     assert out == "0 differences\n"
 
@@ -164,8 +171,7 @@ def test_damaged_bundles_never_touch_memory_that_is_not_theirs(
 
 
 def test_device_loop_answers_every_frame(tiny_bundle: Path, tmp_path: Path) -> None:
-    source = BINDINGS / "examples" / "device_loop.c"
-    program = build(tmp_path / "device_loop", [], [source, *SOURCES])
+    program = _linked(tmp_path / "device_loop", BINDINGS / "examples" / "device_loop.c")
     out = _run(program, tiny_bundle, onnxruntime_library(), 3)
     assert len(out.splitlines()) == 6
     _run(program, tmp_path / "none.umd", onnxruntime_library(), 1, code=3)
@@ -213,6 +219,38 @@ def test_rust_example_gives_the_answers_of_python(tiny_bundle: Path, tmp_path: P
     rows = [line.split("\t") for line in out.splitlines()]
     assert [row[0] for row in rows] == [answer.answer for answer in wanted]
     assert np.allclose([float(row[1]) for row in rows], [a.probability for a in wanted], rtol=1e-14)
+
+
+@pytest.mark.slow
+def test_fuzzing_finds_nothing_in_a_fixed_budget(tmp_path: Path) -> None:
+    found = shutil.which("clang")
+    if found is None:
+        pytest.skip("no clang on the path; libFuzzer comes with it")
+    target, folder = tmp_path / "fuzz", BINDINGS / "c"
+    flags = ["-std=c11", "-g", "-O1", "-fsanitize=fuzzer,address,undefined"]
+    sources = [str(folder / "tests" / "fuzz.c"), *map(str, SOURCES)]
+    command = [found, *flags, "-fno-sanitize-recover=all", f"-I{INCLUDE}", f"-I{folder / 'src'}"]
+    subprocess.run([*command, *sources, "-o", str(target), *LIBRARIES], check=True)
+    files, corpus = tiny_files(), tmp_path / "corpus"
+    corpus.mkdir()
+    small = {name: files[name] for name in ("manifest.json", "tokenizer.json")}
+    (corpus / "zip").write_bytes(b"\0" + zip_bytes(small))
+    (corpus / "manifest").write_bytes(b"\1" + files["manifest.json"])
+    (corpus / "tokenizer").write_bytes(b"\2\4scan" + files["tokenizer.json"])
+    (corpus / "pixels").write_bytes(b"\3" + bytes(120) + bytes(range(200)))
+    _run(target, corpus, "-runs=20000", "-max_len=8192", "-seed=1", "-timeout=60")
+
+
+@pytest.mark.slow
+def test_the_library_cross_compiles_for_aarch64(tmp_path: Path) -> None:
+    found = shutil.which("aarch64-linux-gnu-gcc")
+    if found is None:
+        pytest.skip("no aarch64-linux-gnu-gcc on the path")
+    target = tmp_path / "libumd_edge.so"
+    flags = ["-std=c11", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-Wall", "-Werror"]
+    command = [found, *flags, f"-I{INCLUDE}", *map(str, SOURCES), "-o", str(target), *LIBRARIES]
+    subprocess.run(command, check=True)
+    assert target.read_bytes()[18:20] == b"\xb7\x00"  # EM_AARCH64
 
 
 @pytest.mark.slow

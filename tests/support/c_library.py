@@ -48,12 +48,20 @@ def onnxruntime_library() -> Path:
     return found[0]
 
 
-def build(target: Path, arguments: Iterable[str], sources: Sequence[Path] = SOURCES) -> Path:
+def build(
+    target: Path,
+    arguments: Iterable[str],
+    sources: Sequence[Path] = SOURCES,
+    libraries: Iterable[str] = (),
+) -> Path:
     """Compile `sources` into `target`; warnings are errors."""
     flags = ["-std=c11", "-O2", "-ffp-contract=off", "-fvisibility=hidden", *WARNINGS]
     command = [compiler(), *flags, f"-I{INCLUDE}", *arguments, *map(str, sources)]
     done = subprocess.run(
-        [*command, "-o", str(target), *LIBRARIES], capture_output=True, text=True, check=False
+        [*command, "-o", str(target), *libraries, *LIBRARIES],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return target
