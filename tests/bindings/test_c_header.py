@@ -59,6 +59,34 @@ def test_exported_symbols_are_the_committed_ones_and_those_of_the_header() -> No
     assert exported == committed == declared
 
 
+def _vendor_header(places: dict[int, str]) -> str:
+    """A stand-in for onnxruntime_c_api.h: the table of functions, and two element types."""
+    members = [f"void (*{places.get(place, f'other_{place}')})(void);" for place in range(140)]
+    types = (
+        "enum { ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT = 1, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64 = 7 };"
+    )
+    return f"typedef struct OrtApi {{ {' '.join(members)} }} OrtApi;\n{types}\n"
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_own_declarations_are_compared_with_the_header_of_onnxruntime(
+    moved: bool, tmp_path: Path
+) -> None:
+    source = BINDINGS / "c" / "src" / "ort.h"
+    functions = re.findall(r"X\((\d+), (\w+),", source.read_text(encoding="utf-8"))
+    places = {int(place): name for place, name in functions}
+    if moved:
+        places[10], places[11] = "elsewhere", places[10]
+    (tmp_path / "onnxruntime_c_api.h").write_text(_vendor_header(places))
+    folders = [f"-I{INCLUDE}", f"-I{tmp_path}"]
+    command = [compiler(), "-std=c11", *STRICT, "-DUMD_USE_ORT_HEADER", *folders]
+    done = subprocess.run(
+        [*command, str(source.with_suffix(".c"))], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode != 0) == moved
+    assert ("CreateSessionOptions has moved" in done.stderr) == moved
+
+
 def _python_errors() -> set[str]:
     classes = inspect.getmembers(errors, inspect.isclass)
     return {name for name, kind in classes if issubclass(kind, errors.UmdEdgeError)}
@@ -70,6 +98,28 @@ def test_every_python_error_has_exactly_one_status() -> None:
     only_c = {"Ok", "OutOfMemory", "BufferTooSmall", "Cancelled", "DeadlineExceeded"}
     assert len(set(names)) == len(names)
     assert set(names) - only_c == _python_errors()
+
+
+def test_the_page_names_every_status_with_its_code() -> None:
+    page = (BINDINGS.parent / "docs" / "c-api.md").read_text(encoding="utf-8")
+    listed = {name: int(code) for code, name in re.findall(r"\| (\d+) \| `(\w+)`", page)}
+    assert set(listed) == _python_errors()
+    for name, code in listed.items():
+        assert library().umd_status_name(code).decode() == name
+
+
+def test_the_example_of_the_page_compiles(tmp_path: Path) -> None:
+    page = (BINDINGS.parent / "docs" / "c-api.md").read_text(encoding="utf-8")
+    (body,) = re.findall(r"```c\n(.*?)```", page, re.S)
+    source = tmp_path / "page.c"
+    source.write_text(
+        '#include "umd_edge.h"\n'
+        "int report(const char *message);\nint run(const uint8_t *frame);\n"
+        f"int run(const uint8_t *frame)\n{{\n{body}\nreturn (int)status;\n}}\n"
+    )
+    command = [compiler(), "-std=c99", *STRICT, f"-I{INCLUDE}", str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_status_divided_by_ten_is_the_exit_code() -> None:

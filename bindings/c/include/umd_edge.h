@@ -33,7 +33,8 @@
  * that ends an object must be the last one. umd_last_error is of the calling thread.
  *
  * Versions. Every struct begins with `struct_size`, filled by its `_init` function, and grows at
- * the end only: a caller built with an older header keeps working. Zero means the default.
+ * the end only: a caller built with an older header keeps working. Zero means the default. Only
+ * umd_allocator, umd_value and umd_match have none; they never change.
  *
  * Text is UTF-8. Nothing is written to standard output or standard error, no exception or abort
  * crosses this boundary, no network connection is opened, and there is no global state.
