@@ -135,6 +135,8 @@ class OptimConfig:
     """Computes the encoders' activations again in the backward pass: less memory, more time."""
     compile: bool = False
     """`torch.compile` of the whole step; needs a C++ compiler."""
+    sharded: bool = False
+    """Several processes: each holds its part of weights, gradients and moments (FSDP)."""
     structured_dropout: float = 0.3
     """Chance that a present structured value is hidden."""
     structured_dropout_all: float = 0.15
@@ -145,6 +147,16 @@ class OptimConfig:
         _at_least("optim.images_per_batch", self.images_per_batch, 2)  # batch normalisation
         _at_least("optim.texts_per_image", self.texts_per_image, 1)
         _at_least("optim.accumulation", self.accumulation, 1)
+        for name, value in (
+            ("algorithm", "muon"),
+            ("precision", "float16"),
+            ("compile", True),
+        ):
+            if self.sharded and getattr(self, name) == value:
+                raise UsageError(
+                    f"optim.{name}: {value!r} given, which does not work with parts of tensors; "
+                    "set optim.sharded = false or choose another value"
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,41 +13,36 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 import platform
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from umd_edge._preprocess import PreprocessSpec
-from umd_edge._task import output_name
 from umd_edge._tokenizer import TextTokenizer
-from umd_edge.errors import DataError, UmdEdgeError
+from umd_edge.errors import DataError, UmdEdgeError, UsageError
 
 from .batches import Batch, epoch_batches, pictures_of, steps_per_epoch
-from .checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    commit,
-    load_checkpoint,
-    write_json,
-)
+from .checkpoint import Checkpoint, commit, load_checkpoint, write_json
 from .config import model_config
 from .corpus import Corpus, load_corpus
 from .history import History
 from .models import UMDModel
-from .models.vision_encoder import resize_positions
 from .optim import WeightAverage, build_optimizer, learning_rate
 from .pictures import PictureSource, PictureStore, StreamedPictures, augment
 from .recipe import Recipe
-from .run_state import save_final, save_state, start_run
+from .run_state import initialise, save_final, save_state, start_run
+from .sharding import Sharding
 from .tokenizer import published_tokenizer, train_wordpiece
 
 __all__ = ["Run", "TrainingDivergedError"]
@@ -116,10 +111,11 @@ class Run(ABC):
         torch.manual_seed(recipe.seed)
         self.model = UMDModel(config, self.corpus.tasks, self.corpus.fields)
         if parent:
-            self._initialise_from(parent)
+            initialise(self, parent)
         if self.optim.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
         module = self.build()
+        self.sharding = self._sharding(module)
         self.average = WeightAverage(self.model, self.optim.average_decay)
         self.optimizer = build_optimizer(
             module,
@@ -145,9 +141,9 @@ class Run(ABC):
             max_length=config.max_length,
             provenance=_provenance(recipe, self.corpus, str(init.name) if init else ""),
         )
-        prepared = self.accelerator.prepare(module, self.optimizer)
-        self.module: nn.Module = prepared[0]
-        self.prepared_optimizer: Any = prepared[1]
+        # a sharded module needs no wrapping, which would keep whole gradients in each process
+        self.module = module if self.sharding else self.accelerator.prepare_model(module)
+        self.prepared_optimizer: Any = self.accelerator.prepare(self.optimizer)
         if self.optim.compile:
             self.module.compile()
         self.average.to(self.accelerator.device)
@@ -191,44 +187,15 @@ class Run(ABC):
 
     # --- the start ------------------------------------------------------------------------------
 
-    def _initialise_from(self, parent: Checkpoint) -> None:
-        """Take over the parent's weights; heads of tasks with other outputs start anew.
-
-        Positions are fitted to another picture size.
-        """
-        given_spec = parent.preprocess
-        if (given_spec.mean, given_spec.std) != (self.spec.mean, self.spec.std):
-            raise CheckpointError(
-                f"the initial checkpoint normalises with {given_spec.mean} and {given_spec.std}, "
-                f"the recipe with {self.spec.mean} and {self.spec.std}; make [normalise] the same"
+    def _sharding(self, module: nn.Module) -> Sharding | None:
+        if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+            raise UsageError(
+                "accelerate was told to shard (--use_fsdp); launch without it and set "
+                "optim.sharded = true"
             )
-        own = self.model.state_dict()
-        outputs = {output_name(task.name): task.outputs for task in parent.tasks}
-        anew = tuple(
-            f"task_heads.{output_name(task.name)}."
-            for task in self.corpus.tasks
-            if outputs.get(output_name(task.name)) != task.outputs
-        )
-        if self.corpus.fields != parent.structured_fields:
-            anew += ("fusion.structured.",)
-        given = {
-            key: resize_positions(key, value, own[key])
-            if key in own and key.startswith("vision_encoder.")
-            else value
-            for key, value in parent.model.state_dict().items()
-        }
-        fitting = {
-            key: value
-            for key, value in given.items()
-            if key in own and own[key].shape == value.shape and not key.startswith(anew)
-        }
-        bad = [key for key in own if key not in fitting and not key.startswith(anew)]
-        if bad:
-            raise CheckpointError(
-                f"the initial checkpoint does not fit this model: {len(bad)} tensors differ, such "
-                f"as {bad[0]!r}; use the same [model] settings"
-            )
-        self.model.load_state_dict({**own, **fitting}, strict=True)
+        if not self.optim.sharded or self.accelerator.num_processes == 1:
+            return None
+        return Sharding(self.recipe, module, self.model, self.accelerator.device)
 
     def load_pictures(self) -> None:
         """Read training and validation pictures, or get ready to."""
@@ -259,6 +226,8 @@ class Run(ABC):
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         mine = batch.split(self.parts)[rank::world]
         self.prepared_optimizer.zero_grad(set_to_none=True)
+        if self.sharding:
+            self.sharding.share_buffers()
         named: list[dict[str, float]] = []
         for index, part in enumerate(mine):
             last = index == len(mine) - 1
@@ -269,13 +238,15 @@ class Run(ABC):
             self.accelerator.unscale_gradients(self.prepared_optimizer)
         self.before_update(self._rng(self.parts))
         norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.optim.gradient_clip)
+        if self.sharding:
+            norm = cast(Any, norm).full_tensor()
         if self.accelerator.scaler is None:  # which skips such steps by itself
             self._require_finite("gradient", norm)
         self.prepared_optimizer.step()
         self.step += 1
         self.after_update()
         self.average.update(self.model, self.step)
-        return _mean(named)
+        return _mean(gather_object(named), world)
 
     def _rng(self, part: int) -> torch.Generator:
         """Randomness of this step: another one for each part, the same whatever the machine."""
@@ -292,6 +263,8 @@ class Run(ABC):
         device = self.accelerator.device
         loss, named = self.module(batch.to(device), pixel_values.to(device), rng, pictures)
         self._require_finite("loss", loss.detach())
+        if self.sharding:
+            loss = self.sharding.joined(loss)
         self.accelerator.backward(loss)
         return dict(named)
 
@@ -307,7 +280,9 @@ class Run(ABC):
     # --- evaluation --------------------------------------------------------------------------
 
     def averaged_model(self) -> UMDModel:
-        """A copy of the model with the averaged weights, on the CPU."""
+        """A copy of the model with the averaged weights, on the CPU; sharded: while validating."""
+        if self.sharding:
+            return cast(UMDModel, self.sharding.model_with(self.average.tensors)).eval()
         model = copy.deepcopy(self.model)
         if self.optim.average_decay > 0:
             model.load_state_dict(self.average.tensors, strict=True)
@@ -336,6 +311,7 @@ class Run(ABC):
         main = self.accelerator.is_main_process
         history = History(self.out, self.step) if main else None
         self.load_pictures()
+        first = self.step
         metrics: dict[str, Any] = {}
         with tqdm(
             total=self.total,
@@ -352,14 +328,15 @@ class Run(ABC):
                 bar.update()
                 if history is not None:
                     history.add(kind="train", step=self.step, losses=losses, **self.notes())
-                    metrics = self._report(history) or metrics
+                metrics = self._report(history) or metrics
                 if on_step:
                     on_step(self.step)
+        if self.step == first:  # resumed at its end
+            metrics = self._validated()
         if history is not None:
-            metrics = metrics or self.validate()
             write_json(self.out / "metrics.json", {"step": self.step, "validation": metrics})
             history.draw(self.out / "curves.png")
-            save_final(self, metrics)
+        save_final(self, metrics)
         self.accelerator.wait_for_everyone()
         return metrics
 
@@ -387,25 +364,31 @@ class Run(ABC):
         if before is not None:
             yield before
 
-    def _report(self, history: History) -> dict[str, Any]:
-        """Validate and save where the settings say so."""
+    def _validated(self) -> dict[str, Any]:
+        """Validation metrics in process 0; all processes put a sharded model together for it."""
+        with self.sharding.whole(self.average) if self.sharding else contextlib.nullcontext():
+            return self.validate() if self.accelerator.is_main_process else {}
+
+    def _report(self, history: History | None) -> dict[str, Any]:
+        """Validate and save where the settings say so; process 0 has the history."""
         metrics: dict[str, Any] = {}
         at_end = self.step == self.total
         every = self.per_epoch * self.recipe.run.evaluate_every_epochs
         if at_end or self.step % every == 0:
-            metrics = self.validate()
-            history.add(kind="validation", step=self.step, tasks=metrics)
-            history.draw(self.out / "curves.png")
+            metrics = self._validated()
+            if history is not None:
+                history.add(kind="validation", step=self.step, tasks=metrics)
+                history.draw(self.out / "curves.png")
         if at_end or self.step % self.recipe.run.checkpoint_every_steps == 0:
             save_state(self)
         return metrics
 
 
-def _mean(named: list[dict[str, float]]) -> dict[str, float]:
-    """Mean of each name over the micro-batches that have it; `loss` is their sum."""
+def _mean(named: list[dict[str, float]], world: int) -> dict[str, float]:
+    """Mean of each name over the parts that have it; of `loss` over processes, summed in each."""
     names = {name for part in named for name in part}
     means = {}
     for name in sorted(names):
         values = [part[name] for part in named if name in part]
-        means[name] = sum(values) if name == "loss" else sum(values) / len(values)
+        means[name] = sum(values) / (world if name == "loss" else len(values))
     return means

@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from tqdm import tqdm
 
+from umd_edge._task import output_name
 from umd_edge.errors import UsageError
 
 from .checkpoint import (
+    Checkpoint,
+    CheckpointError,
     load_weights,
     read_settings,
     save_checkpoint,
@@ -27,30 +30,79 @@ from .checkpoint import (
     write_directory_atomically,
     write_json,
 )
+from .models.vision_encoder import resize_positions
 from .recipe import recipe_from_dict
+from .sharding import gathered, scattered
 
 if TYPE_CHECKING:
     from .run import Run
 
-__all__ = ["save_final", "save_state", "start_run"]
+__all__ = ["initialise", "save_final", "save_state", "start_run"]
 
 _KEPT_CHECKPOINTS = 2
 
 
+def initialise(run: Run, parent: Checkpoint) -> None:
+    """Take over the parent's weights; heads of tasks with other outputs start anew.
+
+    Positions are fitted to another picture size.
+
+    Raises:
+        CheckpointError: The parent normalises otherwise or is of other sizes.
+    """
+    given_spec = parent.preprocess
+    if (given_spec.mean, given_spec.std) != (run.spec.mean, run.spec.std):
+        raise CheckpointError(
+            f"the initial checkpoint normalises with {given_spec.mean} and {given_spec.std}, "
+            f"the recipe with {run.spec.mean} and {run.spec.std}; make [normalise] the same"
+        )
+    own = run.model.state_dict()
+    outputs = {output_name(task.name): task.outputs for task in parent.tasks}
+    anew = tuple(
+        f"task_heads.{output_name(task.name)}."
+        for task in run.corpus.tasks
+        if outputs.get(output_name(task.name)) != task.outputs
+    )
+    if run.corpus.fields != parent.structured_fields:
+        anew += ("fusion.structured.",)
+    given = {
+        key: resize_positions(key, value, own[key])
+        if key in own and key.startswith("vision_encoder.")
+        else value
+        for key, value in parent.model.state_dict().items()
+    }
+    fitting = {
+        key: value
+        for key, value in given.items()
+        if key in own and own[key].shape == value.shape and not key.startswith(anew)
+    }
+    bad = [key for key in own if key not in fitting and not key.startswith(anew)]
+    if bad:
+        raise CheckpointError(
+            f"the initial checkpoint does not fit this model: {len(bad)} tensors differ, such "
+            f"as {bad[0]!r}; use the same [model] settings"
+        )
+    run.model.load_state_dict({**own, **fitting}, strict=True)
+
+
 def save_state(run: Run) -> None:
-    """Write a resumable checkpoint and drop all but the newest two."""
+    """Write a resumable checkpoint and drop all but the newest two; all processes call this."""
     folder = run.out / "checkpoints" / f"step-{run.step:07d}"
+    moments: dict[str, Tensor] = {}
+    for index, entry in run.optimizer.state_dict()["state"].items():
+        moments.update({f"{index}.{key}": value for key, value in entry.items()})
+    average, weights = gathered(run.average.tensors), gathered(run.model.state_dict())
+    moments, extra = gathered(moments), gathered(run.extra_tensors())
+    if not run.accelerator.is_main_process:
+        return
 
     def write(path: Path) -> None:
-        save_checkpoint(path, run.checkpoint, run.average.tensors)
+        save_checkpoint(path, run.checkpoint, average)
         state = path / "state"
         state.mkdir()
-        save_weights(state, run.model.state_dict(), "weights")
-        moments: dict[str, Tensor] = {}
-        for index, entry in run.optimizer.state_dict()["state"].items():
-            moments.update({f"{index}.{key}": value for key, value in entry.items()})
+        save_weights(state, weights, "weights")
         save_weights(state, moments, "optimizer")
-        if extra := run.extra_tensors():
+        if extra:
             save_weights(state, extra, "extra")
         (state / "run.json").write_text(json.dumps({"step": run.step}), encoding="utf-8")
 
@@ -76,30 +128,35 @@ def _resume(run: Run) -> bool:
             "folder"
         )
     state = folders[-1] / "state"
-    run.model.load_state_dict(load_weights(state, "weights"), strict=True)
-    run.average.load(load_weights(folders[-1]))
+    own = run.model.state_dict()
+    run.model.load_state_dict(scattered(load_weights(state, "weights"), own), strict=True)
+    run.average.load(scattered(load_weights(folders[-1]), own))
     run.average.to(run.accelerator.device)
     entries: dict[int, dict[str, Tensor]] = {}
+    parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
     for key, value in load_weights(state, "optimizer").items():
         index, name = key.split(".", 1)
-        entries.setdefault(int(index), {})[name] = value
+        moment = scattered({name: value}, {name: parameters[int(index)]})
+        entries.setdefault(int(index), {}).update(moment)
     groups = run.optimizer.state_dict()["param_groups"]
     run.optimizer.load_state_dict({"state": entries, "param_groups": groups})
-    if run.extra_tensors():
-        run.load_extra(load_weights(state, "extra"))
+    if extra := run.extra_tensors():
+        run.load_extra(scattered(load_weights(state, "extra"), extra))
     run.step = int(json.loads((state / "run.json").read_text(encoding="utf-8"))["step"])
     return True
 
 
 def save_final(run: Run, metrics: dict[str, Any]) -> None:
-    """Write the averaged weights as the run's result, with its metrics."""
+    """Write the averaged weights as the run's result, with its metrics; all processes call this."""
     provenance = {**run.checkpoint.provenance, "step": run.step, "validation": metrics}
     final = replace(run.checkpoint, provenance=provenance)
-    tensors = run.averaged_model().state_dict()
+    tensors, kept = gathered(run.average.tensors), gathered(run.kept_tensors())
+    if not run.accelerator.is_main_process:
+        return
 
     def write(path: Path) -> None:
         save_checkpoint(path, final, tensors)
-        if kept := run.kept_tensors():
+        if kept:
             (path / "state").mkdir()
             save_weights(path / "state", kept, "kept")
 
