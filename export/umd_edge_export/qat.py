@@ -51,21 +51,22 @@ def quantised_layers(
         allow_non_commercial: Also take records that are not marked `non_commercial: false`.
 
     Raises:
+        UsageError: There is no such target, or it has no fixed ranges.
         DataError: The records fit no task, or are not free and that was not allowed.
         ExportError: The model cannot be exported or quantised.
     """
-    files = read_free_records(ranges.files, allow_non_commercial=allow_non_commercial)
-    source = SampleSource(checkpoint, choose_samples(files, checkpoint, ranges.samples))
-    fold_stem(checkpoint.model, (sample.pixel_values for sample in source))
-    graphs = export_graphs(checkpoint, (sample.pixel_values for sample in source))
-    serialised = {part: graphs[part].SerializeToString(deterministic=True) for part in PARTS}
-    reference = GraphTrio(serialised, graph_io(checkpoint))
     target = find_target(ranges.target)
     if target.dynamic:
         raise UsageError(
             f"target {ranges.target!r} takes its ranges at run time and has none to train with; "
             "give one of fixed ranges, such as cpu"
         )
+    files = read_free_records(ranges.files, allow_non_commercial=allow_non_commercial)
+    source = SampleSource(checkpoint, choose_samples(files, checkpoint, ranges.samples))
+    fold_stem(checkpoint.model, (sample.pixel_values for sample in source))
+    graphs = export_graphs(checkpoint, (sample.pixel_values for sample in source))
+    serialised = {part: graphs[part].SerializeToString(deterministic=True) for part in PARTS}
+    reference = GraphTrio(serialised, graph_io(checkpoint))
     made = quantise_variant(graphs, source, reference, target, QuantiseOptions())
     return [
         layer for graph in made.graphs.values() for layer in read_grids(graph, checkpoint.model)
