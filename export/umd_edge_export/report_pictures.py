@@ -43,7 +43,9 @@ def _draw(item: Disagreement, reference: str, variant: str) -> Image.Image:
         raise DataError(f"a picture of the report cannot be read: {error}") from error
     if pixels.dtype.itemsize > 1:  # 16 bits to what a screen shows
         pixels = (pixels >> 8).astype("uint8")
-    shown = Image.fromarray(pixels).convert("RGB")
+    # grey pictures have one channel, which pillow knows without an axis only
+    grey = pixels.ndim == 3 and pixels.shape[2] == 1
+    shown = Image.fromarray(pixels[:, :, 0] if grey else pixels).convert("RGB")
     shown.thumbnail((_SIDE, _SIDE))
     canvas = Image.new("RGB", (2 * _SIDE + 3 * _GAP, _SIDE + _TITLE + _CAPTION), "white")
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(14)
