@@ -35,6 +35,7 @@ from .runner import GraphTrio
 from .samples import Sample, SampleSource
 from .sensitivity import LayerNoise, NoiseBench, measure_layers
 from .sensitivity_search import BudgetBench, Choice, choose_float, rank_layers
+from .stored_weights import store_weights
 from .targets import Target, find_target
 
 __all__ = [
@@ -169,11 +170,11 @@ class _Quantiser:
         written = {}
         for part, graph in self.graphs.items():
             own = [layer for layer in chosen if layer.part == part]
-            if own:
-                written[part] = self.write(part, own)
+            written[part] = self.write(part, own) if own else graph
+            if self.target.stored:
+                written[part] = store_weights(written[part])
+            if written[part] is not graph:
                 strip_model(written[part])
-            else:
-                written[part] = graph
         return written
 
 

@@ -43,6 +43,8 @@ class Target:
     """Operators whose output is quantised too; a sum of the others goes straight to float."""
     tables: bool = True
     """Large embedding tables are int8 in the file, one scale a row."""
+    stored: bool = True
+    """Products that stay in float keep their weights in int8 in the file, one scale an output."""
     dynamic: bool = False
     """Ranges are taken at run time: refused unless asked for."""
     weight_bits: int = 8
@@ -57,6 +59,7 @@ class Target:
             "weights": "int8, symmetric, one scale a channel",
             "weight_bits": self.weight_bits,
             "tables": "int8, one scale a row" if self.tables else "float32",
+            "float_weights": "int8 in the file, one scale an output" if self.stored else "float32",
         }
 
 
@@ -79,6 +82,7 @@ _ROWS = (
         operators=("Conv", "MatMul"),
         outputs=(),
         tables=False,
+        stored=False,
     ),
     Target(
         name="openvino",
@@ -89,6 +93,7 @@ _ROWS = (
         operators=("Conv", "MatMul"),
         outputs=(),
         tables=False,
+        stored=False,
     ),
     Target(
         name="arm64",
