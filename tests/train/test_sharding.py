@@ -7,15 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from support.processes import job, run_jobs
-from support.training import write_recipe
+from support.training import minute_model, write_recipe
 from umd_edge.errors import UsageError
 from umd_edge_train.checkpoint import load_weights
 from umd_edge_train.finetuning import finetune
+from umd_edge_train.losses import SupervisedStep
+from umd_edge_train.momentum_teacher import MomentumTeacher
 from umd_edge_train.pretraining import pretrain
 from umd_edge_train.recipe import OptimConfig, load_recipe
-from umd_edge_train.sharding import gathered, scattered
+from umd_edge_train.sharding import Sharding, gathered, scattered
 
 # Batch normalisation sees its own part alone, so the stem is a plain one here. Gradients are
 # clipped hard, and some parts have no example of some task.
@@ -26,6 +29,7 @@ _EXACT = (
     "optim.gradient_clip=0.1",
     "optim.learning_rate=1e-4",
     "run.checkpoint_every_steps=2",
+    "coordination.application=post_update",
 )
 _SHARDED = (*_EXACT, "optim.sharded=true")
 _KILLED_AT = 3
@@ -141,21 +145,21 @@ def test_a_setting_that_needs_whole_tensors_is_refused(setting: str, value: obje
 
 
 @pytest.mark.parametrize(
-    ("kind", "setting", "expected"),
+    ("setting", "expected"),
     [
-        ("finetune", "coordination.application=released", "'measure' or 'post_update' is allowed"),
-        ("pretrain", "reconstruction.teacher_update=micro_batch", "'step' is allowed"),
+        ("coordination.application=released", "'none', 'measure' or 'post_update' is allowed"),
+        ("coordination.application=scale_only", "'none', 'measure' or 'post_update' is allowed"),
+        ("reconstruction.teacher_update=micro_batch", "'step' is allowed"),
     ],
 )
-def test_a_run_that_needs_whole_tensors_is_refused_in_every_process(
-    runs: Path, synth: Path, tmp_path: Path, kind: str, setting: str, expected: str
-):
-    run = job(kind, runs / "recipe.toml", synth, tmp_path / "run", *_SHARDED, setting)
-    codes, errors = run_jobs([run])
-    assert codes == [1, 1]
-    for error in errors:
-        assert error.strip().splitlines()[-1].endswith(expected)
-    assert not (tmp_path / "run").exists()
+def test_a_run_that_needs_whole_tensors_is_refused(tmp_path: Path, setting: str, expected: str):
+    recipe = load_recipe(write_recipe(tmp_path, "questions"), (*_SHARDED, setting))
+    model = minute_model()
+    step = SupervisedStep(model, nn.Identity(), "float32")  # type: ignore[arg-type]
+    module = step if "coordination" in setting else MomentumTeacher(model, 0.9, "student")
+    path, given = setting.split("=")
+    with pytest.raises(UsageError, match=rf"^{path}: '{given}' given.*{expected}$"):
+        Sharding(recipe, module, model, torch.device("cpu"))
 
 
 def test_sharding_by_the_launcher_is_refused(
