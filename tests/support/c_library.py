@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes as c
 import functools
 import os
@@ -74,6 +75,7 @@ def library_path() -> Path:
     if given:
         return Path(given)
     folder = Path(tempfile.mkdtemp(prefix="libumd_edge-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return build(folder / "libumd_edge.so", ["-shared", "-fPIC"])
 
 
