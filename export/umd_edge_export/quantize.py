@@ -125,7 +125,7 @@ class _Quantiser:
             layer
             for part in PARTS
             if part in graphs
-            for layer in find_layers(part, graphs[part], options.keep_float)
+            for layer in find_layers(part, graphs[part], self._kept(graphs[part], options))
         ]
         self.layers = tuple(layer for layer in found if self._has_form(layer))
         if not self.layers:
@@ -147,6 +147,11 @@ class _Quantiser:
             part: {name: record.range(options.ranges) for name, record in records.items()}
             for part, records in self._records.items()
         }
+
+    def _kept(self, graph: onnx.ModelProto, options: QuantiseOptions) -> tuple[str, ...]:
+        """Nodes of a graph that are not even tried."""
+        early = self.target.early_float and options.budget_source is not None
+        return (*options.keep_float, *(early_convolutions(graph) if early else ()))
 
     def _has_form(self, layer: Layer) -> bool:
         return self.target.tables if layer.is_table else layer.operator in self.target.operators
@@ -244,6 +249,8 @@ def _notes(
 ) -> dict[str, Any]:
     kept = ", ".join(layer.label for layer in float_layers) or "no layer"
     others = "normalisation, softmax, products of two activations"
+    if target.early_float and measured:
+        others += ", the first convolutions"
     if "Gemm" not in target.operators:
         others += ", products of one row a sample"
     notes: dict[str, Any] = {

@@ -82,14 +82,14 @@ def _consumers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
 def _label(node: onnx.NodeProto, constants: Iterable[str], after: onnx.NodeProto | None) -> str:
     """The exporter renames transposed weights, but keeps the names of biases."""
     known = set(constants)
-    names = [
+    names: list[str] = [
         *node.input[1:],
         *(after.input if after is not None and after.op_type == "Add" else ()),
     ]
     for name in names:
         if name in known and "." in name:
             return name.removeprefix("model.").rpartition(".")[0]
-    return node.name
+    return str(node.name)
 
 
 def _axis(node: onnx.NodeProto, shape: tuple[int, ...]) -> int:

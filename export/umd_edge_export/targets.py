@@ -45,6 +45,8 @@ class Target:
     """Large embedding tables are int8 in the file, one scale a row."""
     stored: bool = True
     """Products that stay in float keep their weights in int8 in the file, one scale an output."""
+    early_float: bool = False
+    """The first convolutions stay in float: with few channels they are faster so, and finer."""
     dynamic: bool = False
     """Ranges are taken at run time: refused unless asked for."""
     weight_bits: int = 8
@@ -72,6 +74,7 @@ _ROWS = (
         bias=True,
         # QLinearConv is the only 8-bit convolution there is.
         outputs=("Conv",),
+        early_float=True,
     ),
     Target(
         name="tensorrt",
