@@ -95,7 +95,7 @@ def test_notes_say_what_was_done(make):
     notes = make("tensorrt").notes
     assert notes["target"] == "tensorrt" and notes["ranges"] == "minmax"
     assert notes["activations"].startswith("int8, symmetric")
-    assert notes["float_by"] == "rule" and "task_heads.logits_vqa" in notes["float"]
+    assert notes["float_by"] == "rule" and "products of one row a sample" in notes["float"]
     assert notes["weight_bits"] == 8
     json.dumps(notes)
 
