@@ -19,7 +19,7 @@ from umd_edge_export.cli import run
 from umd_edge_export.errors import ExportError
 from umd_edge_export.graphs import PARTS
 from umd_edge_export.invariance import measure_invariance
-from umd_edge_export.quantize import QuantiseOptions, quantise_variant
+from umd_edge_export.quantize import QuantiseOptions, early_convolutions, quantise_variant
 from umd_edge_export.ranges import RangeOptions
 from umd_edge_export.runner import GraphTrio, graph_spec
 from umd_edge_export.targets import TARGETS, find_target
@@ -140,6 +140,26 @@ def test_a_tight_budget_leaves_more_in_float(models, source, reference, parts, s
     for task in ("vqa", "chest-xray", "skin-lesion"):
         assert 0.2 * predicted[task] < noise[task] < 5 * predicted[task]
     json.dumps(none.sensitivity)
+    # of the first convolutions not even one is tried: they are faster in float
+    early = set(early_convolutions(models["vision"]))
+    assert early and "first convolutions" in free.notes["float"]
+    assert early.isdisjoint(row["node"] for row in free.sensitivity["layers"])
+
+
+@pytest.mark.parametrize("name", ["cpu", "tensorrt"])
+def test_float_products_keep_eight_bits_in_the_file_where_the_target_allows_it(
+    name, models, source, reference, monkeypatch
+):
+    monkeypatch.setattr("umd_edge_export.stored_weights._SMALLEST", 64)
+    target = find_target(name)
+    made = quantise_variant(models, source, reference, target, QuantiseOptions()).graphs
+    stored = [
+        item.name
+        for part in ("text", "fusion")  # by rule the text graph and the heads stay in float
+        for item in made[part].graph.initializer
+        if item.name.endswith("_stored")
+    ]
+    assert bool(stored) == target.stored
 
 
 def test_quantising_twice_gives_the_same_bytes(models, source, reference, make):
