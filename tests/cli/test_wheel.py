@@ -61,7 +61,10 @@ def test_the_wheel_holds_the_three_packages_and_nothing_beside_them(wheel):
         names = archive.namelist()
     tops = {name.split("/")[0] for name in names}
     packages = {"umd_edge", "umd_edge_train", "umd_edge_export"}
-    assert {top for top in tops if not top.endswith(".dist-info")} <= packages
+    assert {top for top in tops if not top.endswith((".dist-info", ".data"))} <= packages
+    # for programs in C and C++, where `umd-edge c-info` says
+    beside = {name.split(".data/", 1)[1] for name in names if ".data/" in name}
+    assert beside == {"data/include/umd_edge.h", "data/include/umd_edge.hpp"}
     assert "umd_edge/py.typed" in names
     assert "umd_edge/manifest.schema.json" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
