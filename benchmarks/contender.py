@@ -14,6 +14,7 @@ import argparse
 import json
 import platform
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from time import perf_counter
@@ -34,7 +35,7 @@ def _bytes(paths: Iterable[Path]) -> int:
     return sum(path.stat().st_size for path in paths)
 
 
-class Contender:
+class Contender(ABC):
     """The three graphs of the model in one library. Subclasses fill in `__init__` and the parts.
 
     Attributes:
@@ -45,17 +46,17 @@ class Contender:
     versions: dict[str, str]
     disk: int
 
+    @abstractmethod
     def vision(self, pixel_values: Array) -> Any:
         """(B, 3, H, W) float32 -> image tokens in the library's own form."""
-        raise NotImplementedError
 
+    @abstractmethod
     def text(self, input_ids: Array, attention_mask: Array) -> Any:
         """(B, L) int64 each -> text tokens in the library's own form."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fusion(self, image: Any, text: Any, mask: Array, values: Array, present: Array) -> Array:
         """Tokens, mask (B, L) int64 and structured values (B, F) float32 -> logits (B, K)."""
-        raise NotImplementedError
 
     def further(self, image: Any, feeds: dict[str, Array]) -> Array:
         """Logits of a question about an encoded image."""
@@ -118,8 +119,9 @@ class _Sessions(Contender):
 
     name: str
 
+    @abstractmethod
     def _run(self, part: str, output: str, feeds: dict[str, Any]) -> Any:
-        raise NotImplementedError
+        """One graph's output."""
 
     def vision(self, pixel_values: Array) -> Any:
         return self._run("vision", "image_tokens", {"pixel_values": pixel_values})
