@@ -42,6 +42,8 @@ def facets(
 
     if data.stem.endswith("test") and log is None:
         raise UsageError("a look at the test split must be logged; give --log FILE")
+    if log is not None:  # before the work: no look goes unlogged for want of permission
+        log.open("a", encoding="utf-8").close()
     with tqdm(unit="item", desc="ranking") as bar:
 
         def show(done: int, total: int) -> None:
