@@ -34,9 +34,12 @@ from ._results import (
     Timing,
 )
 from .errors import (
+    AuditError,
+    AuditWriteError,
     BundleError,
     BundleIntegrityError,
     BundleNotFoundError,
+    BundleSignatureError,
     BundleVersionError,
     DataError,
     DicomInputError,
@@ -61,11 +64,14 @@ __version__ = "0.1.0"
 __all__ = [
     "Alternative",
     "Answer",
+    "AuditError",
+    "AuditWriteError",
     "Bundle",
     "BundleError",
     "BundleInfo",
     "BundleIntegrityError",
     "BundleNotFoundError",
+    "BundleSignatureError",
     "BundleVersionError",
     "Classification",
     "DataError",

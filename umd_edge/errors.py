@@ -9,6 +9,7 @@ The tree (exit code in brackets)::
     |  |- BundleNotFoundError   (also FileNotFoundError)
     |  |- ManifestError         (also ValueError)
     |  |- BundleIntegrityError
+    |  |- BundleSignatureError
     |  |- BundleVersionError
     |  `- SelfTestError
     |- InputError [4]           (also ValueError)
@@ -18,6 +19,8 @@ The tree (exit code in brackets)::
     |  |- StructuredInputError
     |  |- DataError
     |  `- GalleryError
+    |- AuditError [3]
+    |  `- AuditWriteError [1]
     |- ProviderError [5]
     |  |- ProviderUnavailableError
     |  `- InferenceError
@@ -32,9 +35,12 @@ from __future__ import annotations
 from typing import ClassVar
 
 __all__ = [
+    "AuditError",
+    "AuditWriteError",
     "BundleError",
     "BundleIntegrityError",
     "BundleNotFoundError",
+    "BundleSignatureError",
     "BundleVersionError",
     "DataError",
     "DicomInputError",
@@ -89,6 +95,10 @@ class BundleIntegrityError(BundleError):
     """A file's size or SHA-256 differs, a path leaves the bundle, or a limit is exceeded."""
 
 
+class BundleSignatureError(BundleError):
+    """The bundle is not signed, or by none of the keys given."""
+
+
 class BundleVersionError(BundleError):
     """The bundle needs a newer runtime than this one."""
 
@@ -125,6 +135,18 @@ class DataError(InputError):
 
 class GalleryError(InputError):
     """A saved gallery is missing, damaged, or was made by another bundle, variant or provider."""
+
+
+class AuditError(UmdEdgeError):
+    """An audit log is damaged, was altered, or does not hold what it should."""
+
+    exit_code = 3
+
+
+class AuditWriteError(AuditError):
+    """A record could not be made durable, or another process writes the same audit log."""
+
+    exit_code = 1
 
 
 class ProviderError(UmdEdgeError):
