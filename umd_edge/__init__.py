@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 
 from ._bundle import Bundle
+from ._deadline import CancelToken, limited
 from ._encoded import EncodedImage
 from ._gallery import Gallery
 from ._image import DicomFacts
@@ -41,7 +42,9 @@ from .errors import (
     BundleNotFoundError,
     BundleSignatureError,
     BundleVersionError,
+    CancelledError,
     DataError,
+    DeadlineExceededError,
     DicomInputError,
     GalleryError,
     ImageInputError,
@@ -52,6 +55,7 @@ from .errors import (
     ProviderError,
     ProviderUnavailableError,
     SelfTestError,
+    StoppedError,
     StructuredInputError,
     TextInputError,
     UmdEdgeError,
@@ -73,8 +77,11 @@ __all__ = [
     "BundleNotFoundError",
     "BundleSignatureError",
     "BundleVersionError",
+    "CancelToken",
+    "CancelledError",
     "Classification",
     "DataError",
+    "DeadlineExceededError",
     "DicomFacts",
     "DicomInputError",
     "Embeddings",
@@ -95,6 +102,7 @@ __all__ = [
     "Ranking",
     "SelfTestError",
     "SessionOptions",
+    "StoppedError",
     "StructuredInputError",
     "TextInputError",
     "Timing",
@@ -102,6 +110,7 @@ __all__ = [
     "UnknownTaskError",
     "UsageError",
     "__version__",
+    "limited",
 ]
 
 logging.getLogger("umd_edge").addHandler(logging.NullHandler())

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._bundle import Bundle
+from ._deadline import check_limits
 from ._encoded import EncodedImage
 from ._engine import Engine, check_question, task_text
 from ._gallery import Gallery
@@ -340,6 +341,7 @@ class Predictor:
         return self._engine.example_probabilities(encoded, task, text, structured)
 
     def _decode(self, image: ImageInput, frame: int | None) -> EncodedImage:
+        check_limits()
         start = perf_counter()
         loaded = load_image(image, frame=frame)
         return EncodedImage(self._engine, loaded, (perf_counter() - start) * 1e3)

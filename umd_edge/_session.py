@@ -14,8 +14,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ._deadline import active_limits
 from ._options import PROVIDERS, SessionOptions
-from .errors import BundleIntegrityError, InferenceError, ProviderError, ProviderUnavailableError
+from .errors import (
+    BundleIntegrityError,
+    InferenceError,
+    ProviderError,
+    ProviderUnavailableError,
+    StoppedError,
+)
 
 __all__ = ["GraphSession", "GraphSpec", "available_providers", "needs_u8u8"]
 
@@ -166,10 +173,21 @@ class GraphSession:
 
         Raises:
             InferenceError: The run failed; onnxruntime's error is chained.
+            StoppedError: The `limited` block around was cancelled or is out of time.
         """
+        limits = active_limits.get()
+        result: list[npt.NDArray[np.float32]]
         try:
-            result: list[npt.NDArray[np.float32]] = self._run(names or self._names, feeds)
+            if limits is None:
+                result = self._run(names or self._names, feeds)
+            else:
+                limits.check()
+                result = self._run(names or self._names, feeds, limits.run_options())
+        except StoppedError:
+            raise
         except Exception as error:
+            if limits is not None:
+                limits.check()  # a run that was stopped is no failure
             raise InferenceError(
                 f"{self.name!r} failed in onnxruntime ({type(error).__name__}); run "
                 "`umd-edge verify`, and report it with the output of `umd-edge doctor`"

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._bundle import Bundle
+from ._deadline import check_limits
 from ._options import SessionOptions
 from ._session import GraphSession, GraphSpec
 from ._tensorrt_bundle import default_profile, engine_cache, engine_key
@@ -102,7 +103,9 @@ class TensorrtSession(GraphSession):
 
         Raises:
             InferenceError: An input is outside the engine's profile, or the run failed.
+            StoppedError: As of a `GraphSession`, but a running engine is not interrupted.
         """
+        check_limits()
         execution: _Execution = self._session
         try:
             return execution.run(names or self._names, feeds)

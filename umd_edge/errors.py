@@ -24,6 +24,9 @@ The tree (exit code in brackets)::
     |- ProviderError [5]
     |  |- ProviderUnavailableError
     |  `- InferenceError
+    |- StoppedError [5]
+    |  |- CancelledError
+    |  `- DeadlineExceededError (also TimeoutError)
     `- MissingDependencyError [5] (also ImportError)
 
 A message says what was given, what is allowed and what to do. It never holds patient data: a DICOM
@@ -42,7 +45,9 @@ __all__ = [
     "BundleNotFoundError",
     "BundleSignatureError",
     "BundleVersionError",
+    "CancelledError",
     "DataError",
+    "DeadlineExceededError",
     "DicomInputError",
     "GalleryError",
     "ImageInputError",
@@ -53,6 +58,7 @@ __all__ = [
     "ProviderError",
     "ProviderUnavailableError",
     "SelfTestError",
+    "StoppedError",
     "StructuredInputError",
     "TextInputError",
     "UmdEdgeError",
@@ -161,6 +167,20 @@ class ProviderUnavailableError(ProviderError):
 
 class InferenceError(ProviderError):
     """A run failed inside the provider; the original error is chained."""
+
+
+class StoppedError(UmdEdgeError):
+    """A call ended before it was done because its caller wanted that; nothing is wrong."""
+
+    exit_code = 5
+
+
+class CancelledError(StoppedError):
+    """The call's `CancelToken` was cancelled."""
+
+
+class DeadlineExceededError(StoppedError, TimeoutError):
+    """The call took longer than its caller allowed."""
 
 
 class MissingDependencyError(UmdEdgeError, ImportError):
