@@ -9,12 +9,27 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ._container import Container, open_container, write_zip
+from ._files import sync_folder
 from ._manifest import MAX_FILE_BYTES, MAX_MANIFEST_BYTES, FileEntry, Manifest, is_safe_path
-from .errors import BundleError, BundleIntegrityError, BundleNotFoundError
+from ._signature import (
+    MAX_SIGNATURES,
+    SIGNATURE_BYTES,
+    KeyInput,
+    PublicKey,
+    read_public_keys,
+    verify_signatures,
+)
+from .errors import (
+    BundleError,
+    BundleIntegrityError,
+    BundleNotFoundError,
+    BundleSignatureError,
+    UsageError,
+)
 
 __all__ = ["Bundle", "file_entries", "write_bundle"]
 
@@ -30,10 +45,18 @@ class Bundle:
         manifest: What `manifest.json` says.
         sha256: Identity of the bundle: SHA-256 of the bytes of `manifest.json`, which holds the
             hash of every other file.
+        signed_by: The key whose signature was checked; None where no key was given.
     """
 
-    def __init__(self, path: Path, container: Container, manifest_bytes: bytes) -> None:
+    def __init__(
+        self,
+        path: Path,
+        container: Container,
+        manifest_bytes: bytes,
+        signed_by: PublicKey | None = None,
+    ) -> None:
         self.path = path
+        self.signed_by = signed_by
         self.manifest = Manifest.from_bytes(manifest_bytes)
         self.sha256 = hashlib.sha256(manifest_bytes).hexdigest()
         self.manifest_bytes = manifest_bytes
@@ -41,15 +64,36 @@ class Bundle:
         self._check_listing()
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Bundle:
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        public_key: KeyInput | Sequence[KeyInput] | None = None,
+        require_signature: bool = False,
+    ) -> Bundle:
         """Open a directory or a `.umd` file; names, sizes and the manifest are checked.
+
+        Args:
+            path: Where the bundle is.
+            public_key: One or several Ed25519 public keys (path of a PEM file, or bytes). The
+                bundle must then be signed with one of them, and its manifest is not even parsed
+                before that is known. None leaves a signature unchecked.
+            require_signature: Refuse to open anything unchecked: an error where no key is given.
 
         Raises:
             BundleNotFoundError: Nothing there, or a directory without `manifest.json`.
+            BundleSignatureError: Not signed, or with none of the keys.
             BundleIntegrityError: Truncated, altered, unlisted, missing or unsafe files.
             ManifestError: The manifest breaks the format.
             BundleVersionError: The bundle needs another runtime.
+            UsageError: A key cannot be read, or a signature is required and no key given.
         """
+        keys = () if public_key is None else read_public_keys(public_key)
+        if require_signature and not keys:
+            raise UsageError(
+                "a signature is required, and no public key is given to check it with; name the "
+                "key of the bundle's maker (public_key, --key)"
+            )
         place = Path(path)
         container = open_container(place)
         size = container.sizes.get(_MANIFEST)
@@ -61,7 +105,9 @@ class Bundle:
             raise BundleIntegrityError(
                 f"manifest.json has {size} bytes; at most {MAX_MANIFEST_BYTES} are allowed"
             )
-        return cls(place, container, container.read(_MANIFEST))
+        manifest_bytes = container.read(_MANIFEST)
+        signed_by = _check_signature(place, container, manifest_bytes, keys) if keys else None
+        return cls(place, container, manifest_bytes, signed_by)
 
     @property
     def size_bytes(self) -> int:
@@ -70,7 +116,7 @@ class Bundle:
 
     @property
     def is_signed(self) -> bool:
-        """Whether a `manifest.sig` is there; its validity is not judged here."""
+        """Whether a `manifest.sig` is there; `signed_by` says whether it was checked."""
         return _SIGNATURE in self._container.sizes
 
     def read(self, name: str) -> bytes:
@@ -119,6 +165,22 @@ class Bundle:
                 )
 
 
+def _check_signature(
+    path: Path, container: Container, manifest_bytes: bytes, keys: Sequence[PublicKey]
+) -> PublicKey:
+    size = container.sizes.get(_SIGNATURE)
+    if size is None:
+        raise BundleSignatureError(
+            f"{str(path)!r} is not signed, and a signature is asked for; get the signed bundle, or "
+            "sign it: umd-edge-export sign"
+        )
+    if size > MAX_SIGNATURES * SIGNATURE_BYTES:
+        raise BundleSignatureError(
+            f"manifest.sig has {size} bytes; at most {MAX_SIGNATURES * SIGNATURE_BYTES} are allowed"
+        )
+    return verify_signatures(manifest_bytes, container.read(_SIGNATURE), keys)
+
+
 def file_entries(files: Mapping[str, bytes]) -> dict[str, FileEntry]:
     """Size and hash of each file, for a manifest; the manifest and its signature left out."""
     return {
@@ -165,6 +227,7 @@ def write_bundle(
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+    sync_folder(target.parent)
     return Bundle.open(target)
 
 
