@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import subprocess
+import sys
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -130,6 +132,37 @@ def test_every_lost_allocation_is_a_status_and_nothing_is_kept(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("broken", [False, True])
+def test_valgrind_finds_nothing(broken: bool, tiny_bundle: Path, tmp_path: Path) -> None:
+    found = shutil.which("valgrind")
+    if found is None:
+        lacking("valgrind", "no valgrind on the path")
+    sources = [PROGRAM, *SOURCES]
+    if broken:  # what it must notice: a byte behind the end of a block
+        text = PROGRAM.read_text().replace(
+            "uint8_t *bytes, unsigned seed)\n{",
+            "uint8_t *bytes, unsigned seed)\n{\n    uint8_t *volatile block = malloc(8);\n    seed += block[9];",
+        )
+        sources[0] = tmp_path / "broken.c"
+        sources[0].write_text(text)
+    program = build(tmp_path / "program", ["-g", "-O0"], sources)
+    suppressions = BINDINGS / "c" / "tests" / "valgrind.supp"
+    command = [found, "-q", "--error-exitcode=9", f"--suppressions={suppressions}", str(program)]
+    done = subprocess.run(
+        [*command, "memory", str(tiny_bundle), str(onnxruntime_library()), "3"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode == 9) == broken, done.stderr
+    if not broken:
+        predictor = umd_edge.Predictor.load(tiny_bundle)
+        vectors = write_vectors(tmp_path / "vectors", predictor, _synthetic())
+        arguments = ["vectors", str(tiny_bundle), str(onnxruntime_library()), str(vectors)]
+        subprocess.run([*command, *arguments], check=True, capture_output=True)
+
+
+@pytest.mark.slow
 def test_memory_stays_flat(tiny_bundle: Path, tmp_path: Path) -> None:
     program = _linked(tmp_path / "umd_edge_test", PROGRAM)
     _run(program, "memory", tiny_bundle, onnxruntime_library(), 10_000)
@@ -196,36 +229,56 @@ def test_desktop_example_gives_the_answers_of_python(tiny_bundle: Path, tmp_path
     assert names == [answer.answer, *(item.answer for item in answer.alternatives)]
 
 
-@pytest.mark.slow
-def test_rust_example_gives_the_answers_of_python(tiny_bundle: Path, tmp_path: Path) -> None:
-    found = shutil.which("rustc")
-    if found is None:
-        pytest.skip("no rustc on the path")
-    program, library = tmp_path / "ask", library_path()
-    link = [
-        "-L",
-        str(library.parent),
-        "-l",
-        "umd_edge",
-        "-C",
-        f"link-arg=-Wl,-rpath,{library.parent}",
-    ]
-    source = str(BINDINGS / "examples" / "ask.rs")
-    subprocess.run([found, "-O", "-D", "warnings", source, "-o", str(program), *link], check=True)
-    out = _run(program, tiny_bundle, onnxruntime_library(), "chest ?", "is there a lesion ?")
+def _check_asked(program: Sequence[str | Path], bundle: Path) -> None:
+    """An example that asks two questions about a made-up frame gives the answers of Python."""
+    questions = ("chest ?", "is there a lesion ?")
+    out = _run(*program, bundle, onnxruntime_library(), *questions)
     frame = (np.arange(64 * 48) * 7 % 256).astype(np.uint8).reshape(48, 64)
-    encoded = umd_edge.Predictor.load(tiny_bundle).encode(frame)
-    wanted = [encoded.ask(text) for text in ("chest ?", "is there a lesion ?")]
+    encoded = umd_edge.Predictor.load(bundle).encode(frame)
+    wanted = [encoded.ask(text) for text in questions]
     rows = [line.split("\t") for line in out.splitlines()]
     assert [row[0] for row in rows] == [answer.answer for answer in wanted]
     assert np.allclose([float(row[1]) for row in rows], [a.probability for a in wanted], rtol=1e-14)
 
 
 @pytest.mark.slow
+def test_rust_example_gives_the_answers_of_python(tiny_bundle: Path, tmp_path: Path) -> None:
+    found = shutil.which("rustc")
+    if found is None:
+        pytest.skip("no rustc on the path")
+    program, library = tmp_path / "ask", library_path()
+    rpath = f"link-arg=-Wl,-rpath,{library.parent}"
+    link = ["-L", str(library.parent), "-l", "umd_edge", "-C", rpath]
+    source = str(BINDINGS / "examples" / "ask.rs")
+    subprocess.run([found, "-O", "-D", "warnings", source, "-o", str(program), *link], check=True)
+    _check_asked([program], tiny_bundle)
+
+
+@pytest.mark.slow
+def test_c_sharp_example_gives_the_answers_of_python(tiny_bundle: Path, tmp_path: Path) -> None:
+    compile_with, run_with = shutil.which("mcs"), shutil.which("mono")
+    if compile_with is None or run_with is None:
+        lacking("mono", "no `mcs` and `mono` on the path")
+    program = tmp_path / "Ask.exe"
+    source = BINDINGS / "examples" / "Ask.cs"
+    subprocess.run([compile_with, "-warnaserror", f"-out:{program}", str(source)], check=True)
+    shutil.copy(library_path(), tmp_path / "libumd_edge.so")
+    _check_asked([run_with, program], tiny_bundle)
+    done = subprocess.run(
+        [run_with, str(program), str(tmp_path / "none.umd"), str(onnxruntime_library()), "chest ?"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "none.umd" in done.stderr
+
+
+@pytest.mark.slow
 def test_fuzzing_finds_nothing_in_a_fixed_budget(tmp_path: Path) -> None:
     found = shutil.which("clang")
     if found is None:
-        pytest.skip("no clang on the path; libFuzzer comes with it")
+        lacking("clang", "no clang on the path; libFuzzer comes with it")
     target, folder = tmp_path / "fuzz", BINDINGS / "c"
     flags = ["-std=c11", "-g", "-O1", "-fsanitize=fuzzer,address,undefined"]
     sources = [str(folder / "tests" / "fuzz.c"), *map(str, SOURCES)]
@@ -241,16 +294,50 @@ def test_fuzzing_finds_nothing_in_a_fixed_budget(tmp_path: Path) -> None:
     _run(target, corpus, "-runs=20000", "-max_len=8192", "-seed=1", "-timeout=60")
 
 
-@pytest.mark.slow
-def test_the_library_cross_compiles_for_aarch64(tmp_path: Path) -> None:
+def _cross_compiler() -> str:
     found = shutil.which("aarch64-linux-gnu-gcc")
     if found is None:
-        pytest.skip("no aarch64-linux-gnu-gcc on the path")
+        lacking("aarch64", "no aarch64-linux-gnu-gcc on the path")
+    return found
+
+
+@pytest.mark.slow
+def test_the_library_cross_compiles_for_aarch64(tmp_path: Path) -> None:
     target = tmp_path / "libumd_edge.so"
     flags = ["-std=c11", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-Wall", "-Werror"]
-    command = [found, *flags, f"-I{INCLUDE}", *map(str, SOURCES), "-o", str(target), *LIBRARIES]
-    subprocess.run(command, check=True)
+    command = [_cross_compiler(), *flags, f"-I{INCLUDE}", *map(str, SOURCES)]
+    subprocess.run([*command, "-o", str(target), *LIBRARIES], check=True)
     assert target.read_bytes()[18:20] == b"\xb7\x00"  # EM_AARCH64
+
+
+@pytest.mark.slow
+def test_aarch64_gives_the_numbers_of_this_machine(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Under qemu's user mode; its version 7.2 cannot load ONNX Runtime 1.31, and can 1.23."""
+    compile_with, run_with = _cross_compiler(), shutil.which("qemu-aarch64")
+    if run_with is None:
+        lacking("aarch64", "no qemu-aarch64 on the path")
+    wheel = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    wheel += ["--platform", "manylinux_2_28_aarch64", "--platform", "manylinux_2_27_aarch64"]
+    wheel += ["--python-version", "311", "--dest", str(tmp_path), "onnxruntime==1.23.2"]
+    if subprocess.run(wheel, capture_output=True, check=False).returncode != 0:
+        lacking("aarch64", "onnxruntime for aarch64 cannot be fetched from the package index")
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as packed:
+        (name,) = [n for n in packed.namelist() if "/libonnxruntime.so." in n]
+        runtime = Path(packed.extract(name, tmp_path))
+    program = tmp_path / "umd_edge_test"
+    flags = ["-std=c11", "-O2", "-ffp-contract=off", f"-I{INCLUDE}"]
+    sources = map(str, [PROGRAM, *SOURCES])
+    subprocess.run([compile_with, *flags, *sources, "-o", str(program), *LIBRARIES], check=True)
+    predictor = umd_edge.Predictor.load(tiny_bundle)
+    vectors = write_vectors(tmp_path / "vectors", predictor, _synthetic())
+    emulated = [run_with, "-L", "/usr/aarch64-linux-gnu", str(program)]
+    done = subprocess.run(
+        [*emulated, "vectors", str(tiny_bundle), str(runtime), str(vectors)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "8 vectors\n"), done.stderr
 
 
 @pytest.mark.slow

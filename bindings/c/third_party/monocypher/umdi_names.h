@@ -1,0 +1,54 @@
+/* Names of this library for every function of Monocypher, so that a program that links libumd_edge
+ * statically may link its own copy too. */
+#ifndef UMDI_MONOCYPHER_NAMES_H
+#define UMDI_MONOCYPHER_NAMES_H
+
+#define crypto_aead_init_djb umdi_crypto_aead_init_djb
+#define crypto_aead_init_ietf umdi_crypto_aead_init_ietf
+#define crypto_aead_init_x umdi_crypto_aead_init_x
+#define crypto_aead_lock umdi_crypto_aead_lock
+#define crypto_aead_read umdi_crypto_aead_read
+#define crypto_aead_unlock umdi_crypto_aead_unlock
+#define crypto_aead_write umdi_crypto_aead_write
+#define crypto_argon2 umdi_crypto_argon2
+#define crypto_argon2_no_extras umdi_crypto_argon2_no_extras
+#define crypto_blake2b umdi_crypto_blake2b
+#define crypto_blake2b_final umdi_crypto_blake2b_final
+#define crypto_blake2b_init umdi_crypto_blake2b_init
+#define crypto_blake2b_keyed umdi_crypto_blake2b_keyed
+#define crypto_blake2b_keyed_init umdi_crypto_blake2b_keyed_init
+#define crypto_blake2b_update umdi_crypto_blake2b_update
+#define crypto_chacha20_djb umdi_crypto_chacha20_djb
+#define crypto_chacha20_h umdi_crypto_chacha20_h
+#define crypto_chacha20_ietf umdi_crypto_chacha20_ietf
+#define crypto_chacha20_x umdi_crypto_chacha20_x
+#define crypto_curve_to_hidden umdi_crypto_curve_to_hidden
+#define crypto_eddsa_check umdi_crypto_eddsa_check
+#define crypto_eddsa_check_equation umdi_crypto_eddsa_check_equation
+#define crypto_eddsa_key_pair umdi_crypto_eddsa_key_pair
+#define crypto_eddsa_mul_add umdi_crypto_eddsa_mul_add
+#define crypto_eddsa_reduce umdi_crypto_eddsa_reduce
+#define crypto_eddsa_scalarbase umdi_crypto_eddsa_scalarbase
+#define crypto_eddsa_sign umdi_crypto_eddsa_sign
+#define crypto_eddsa_to_x25519 umdi_crypto_eddsa_to_x25519
+#define crypto_eddsa_trim_scalar umdi_crypto_eddsa_trim_scalar
+#define crypto_elligator_key_pair umdi_crypto_elligator_key_pair
+#define crypto_elligator_map umdi_crypto_elligator_map
+#define crypto_elligator_rev umdi_crypto_elligator_rev
+#define crypto_lock umdi_crypto_lock
+#define crypto_poly1305 umdi_crypto_poly1305
+#define crypto_poly1305_final umdi_crypto_poly1305_final
+#define crypto_poly1305_init umdi_crypto_poly1305_init
+#define crypto_poly1305_update umdi_crypto_poly1305_update
+#define crypto_verify16 umdi_crypto_verify16
+#define crypto_verify32 umdi_crypto_verify32
+#define crypto_verify64 umdi_crypto_verify64
+#define crypto_wipe umdi_crypto_wipe
+#define crypto_x25519 umdi_crypto_x25519
+#define crypto_x25519_dirty_fast umdi_crypto_x25519_dirty_fast
+#define crypto_x25519_dirty_small umdi_crypto_x25519_dirty_small
+#define crypto_x25519_inverse umdi_crypto_x25519_inverse
+#define crypto_x25519_public_key umdi_crypto_x25519_public_key
+#define crypto_x25519_to_eddsa umdi_crypto_x25519_to_eddsa
+
+#endif
