@@ -44,7 +44,7 @@ FORMAT_VERSION = 1
 KNOWN_FEATURES: frozenset[str] = frozenset()
 """Names that may stand in `requires`; format version 1 defines none."""
 KNOWN_THRESHOLDS = frozenset({"abstain"})
-"""`abstain`: below this highest probability the status is `abstain`."""
+"""`abstain`: below this confidence (see `_postprocess.confidence`) the status is `abstain`."""
 PARTS = ("vision", "text", "fusion")
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_FILE_BYTES = 2 << 30
@@ -332,8 +332,6 @@ def _check_task(task: TaskSpec, fields: set[str]) -> None:
     unknown = sorted(set(task.thresholds) - KNOWN_THRESHOLDS)
     if unknown:
         raise fail(path, f"unknown thresholds {unknown}; {sorted(KNOWN_THRESHOLDS)} are allowed")
-    if "abstain" in task.thresholds and task.multi_label:
-        raise fail(path, "a threshold `abstain` is for tasks of which one output is right")
 
 
 def _check_version(data: object) -> None:

@@ -7,10 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from ._trust_curves import OperatingPoint
+from ._trust_sets import PredictionSet
+
+if TYPE_CHECKING:
+    from ._image import DicomFacts
 
 __all__ = [
     "Alternative",
@@ -90,10 +96,14 @@ class Result:
     """How 8-bit products are summed on this processor: `native`, or `u8u8` where the native way
     could saturate; empty for a variant without them."""
     timing: Timing
+    dicom: DicomFacts | None = field(default=None, repr=False)
+    """Which DICOM instance and frame the image was, and its spacing; None for other images."""
 
     def common_dict(self) -> dict[str, Any]:
-        """The keys that every JSON line shares."""
+        """The keys that every JSON line shares; `dicom` where the image was one."""
+        common: dict[str, Any] = {} if self.dicom is None else {"dicom": self.dicom.to_dict()}
         return {
+            **common,
             "bundle": self.bundle.to_dict(),
             "variant": self.variant,
             "provider": self.provider,
@@ -109,14 +119,20 @@ class Finding:
     label: str
     probability: float
     positive: bool
-    """The arg-max of a single-label task; at or above the operating point otherwise."""
+    """The arg-max of a single-label task; at or above the operating point otherwise, and wherever
+    a sensitivity or specificity was asked for."""
+    operating_point: OperatingPoint | None = None
+    """Where a sensitivity or specificity was asked for: what decided, and what it reaches. None
+    too for a label without an operating curve, which is then decided as without the request."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON object."""
+        """The JSON object; `operating_point` is there only where one was picked."""
+        picked = self.operating_point
         return {
             "label": self.label,
             "probability": self.probability,
             "positive": self.positive,
+            **({} if picked is None else {"operating_point": picked.to_dict()}),
         }
 
 
@@ -127,6 +143,8 @@ class Classification(Result):
     task: str
     findings: tuple[Finding, ...] = field(repr=False)
     """Empty when the status is `outside_intended_use`."""
+    prediction_set: PredictionSet | None = None
+    """What cannot be excluded, where a coverage was asked for."""
 
     @property
     def top(self) -> Finding | None:
@@ -141,6 +159,7 @@ class Classification(Result):
             "status": self.status,
             "reason": self.reason,
             "findings": [finding.to_dict() for finding in self.findings],
+            **_set_dict(self.prediction_set),
         }
 
 
@@ -166,6 +185,8 @@ class Answer(Result):
     probability: float
     alternatives: tuple[Alternative, ...] = field(repr=False)
     """The next most probable answers, in order; the answer itself is not among them."""
+    prediction_set: PredictionSet | None = None
+    """Answers that cannot be excluded, where a coverage was asked for."""
 
     @property
     def text(self) -> str:
@@ -181,7 +202,12 @@ class Answer(Result):
             "alternatives": [item.to_dict() for item in self.alternatives],
             "status": self.status,
             "reason": self.reason,
+            **_set_dict(self.prediction_set),
         }
+
+
+def _set_dict(given: PredictionSet | None) -> dict[str, Any]:
+    return {} if given is None else {"prediction_set": given.to_dict()}
 
 
 def answers_to_dict(answers: Sequence[Answer], encoding: Timing | None = None) -> dict[str, Any]:

@@ -11,6 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
+import numpy as np
+import numpy.typing as npt
+
+from ._trust_curves import OperatingCurve
+from ._trust_sets import ConformalSpec
 from .errors import ManifestError
 
 __all__ = ["TargetSpec", "TaskSpec", "output_name"]
@@ -20,6 +25,7 @@ OnUnmapped = Literal["error", "drop"]
 Kind = Literal["classification", "vqa", "retrieval"]
 
 _KINDS = ("classification", "vqa", "retrieval")
+_APPLIES_TO = ("dicom_modality", "body_part", "view", "burned_in_annotation")
 _TEXT_PATHS = frozenset(
     {"text", "caption", "note", "findings", "impression", "question"}
     | {"note_masked", "findings_masked"}
@@ -58,6 +64,27 @@ def _numbers(value: object, path: str) -> dict[str, float]:
     ):
         raise _fail(path, "an object of numbers is needed")
     return {key: float(number) for key, number in value.items()}
+
+
+def _vector(probability: Mapping[str, Any], key: str, path: str) -> tuple[float, ...]:
+    if key not in probability:
+        return ()
+    values = probability[key]
+    if (
+        not isinstance(values, list)
+        or not values
+        or any(type(v) not in (int, float) for v in values)
+    ):
+        raise _fail(
+            f"{path}.probability.{key}", "a list of numbers, one for each output, is needed"
+        )
+    return tuple(float(value) for value in values)
+
+
+def _curves(data: object, path: str) -> dict[str, OperatingCurve]:
+    if not isinstance(data, dict):
+        raise _fail(path, "an object of operating curves is needed")
+    return {name: OperatingCurve.from_dict(item, f"{path}.{name}") for name, item in data.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,15 +153,31 @@ class TaskSpec:
     group: str = "patient_id"
     probability_kind: Literal["softmax", "sigmoid"] = "softmax"
     temperature: float = 1.0
+    """Logits are divided by it."""
+    scale: tuple[float, ...] = ()
+    """One for each output, applied after the temperature: logit * scale + bias; empty = all 1."""
+    bias: tuple[float, ...] = ()
+    """One for each output; there whenever `scale` is."""
     operating_points: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Output -> probability from which a multi-label finding is positive; 0.5 where absent."""
+    operating_curves: Mapping[str, OperatingCurve] = dataclasses.field(default_factory=dict)
+    """Output -> where to decide for a sensitivity or specificity; only those with both classes."""
+    conformal: ConformalSpec | None = None
     thresholds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     applies_to: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    """`dicom_modality` and `body_part`: header values the task is meant for; absent = any."""
+    """`dicom_modality`, `body_part`, `view`: header values the task is meant for; absent = any.
+    `burned_in_annotation`: absent = NO."""
+    affine: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None = dataclasses.field(
+        init=False, repr=False, compare=False, default=None
+    )
+    """`scale` and `bias` as arrays, made once; None where there are none."""
+    limits: npt.NDArray[np.float64] = dataclasses.field(init=False, repr=False, compare=False)
+    """Operating point of every output, in order."""
 
     _ALLOWED: ClassVar[frozenset[str]] = frozenset(
         {"name", "kind", "labels", "answers", "multi_label", "prompt", "select", "reads", "target"}
         | {"group", "probability", "operating_points", "thresholds", "applies_to"}
+        | {"operating_curves", "conformal"}
     )
 
     def __post_init__(self) -> None:
@@ -153,11 +196,27 @@ class TaskSpec:
             raise _fail(path, f"temperature {self.temperature!r} given; above 0 allowed")
         if self.probability_kind not in ("softmax", "sigmoid"):
             raise _fail(path, f"probability kind {self.probability_kind!r}; softmax or sigmoid")
-        strangers = sorted(set(self.operating_points) - set(self.outputs))
-        if strangers:
-            raise _fail(path, f"operating points of unknown outputs {strangers}")
-        if not set(self.applies_to) <= {"dicom_modality", "body_part"}:
-            raise _fail(path, "applies_to may hold dicom_modality and body_part only")
+        if not set(self.applies_to) <= set(_APPLIES_TO):
+            raise _fail(path, f"applies_to may hold {', '.join(_APPLIES_TO)} only")
+        self._prepare(path)
+
+    def _prepare(self, path: str) -> None:
+        """Check what is fitted, and keep as arrays what every sample needs."""
+        for key in ("operating_points", "operating_curves"):
+            strangers = sorted(set(getattr(self, key)) - set(self.outputs))
+            if strangers:
+                raise _fail(path, f"{key.replace('_', ' ')} of unknown outputs {strangers}")
+        if self.conformal is not None and self.multi_label is (self.conformal.method == "lac"):
+            raise _fail(path, "conformal: multi-label tasks need lac_by_class, others lac")
+        if self.scale or self.bias:
+            pair = np.asarray(self.scale, np.float64), np.asarray(self.bias, np.float64)
+            if any(column.shape != (len(self.outputs),) for column in pair):
+                raise _fail(path, "scale and bias need one number for each output, both or neither")
+            if not (np.isfinite(pair).all() and (pair[0] > 0).all()):
+                raise _fail(path, "scale must be above 0 and bias finite")
+            object.__setattr__(self, "affine", pair)
+        limits = [self.operating_points.get(name, 0.5) for name in self.outputs]
+        object.__setattr__(self, "limits", np.asarray(limits, np.float64))
 
     @property
     def text_paths(self) -> tuple[str, ...]:
@@ -185,7 +244,7 @@ class TaskSpec:
             raise _fail(path, f"a task of kind {kind!r} has {key!r} and no {other!r}")
         probability = _check_keys(
             given.get("probability", {"kind": "softmax"}),
-            {"kind", "temperature"},
+            {"kind", "temperature", "scale", "bias"},
             {"kind"},
             f"{path}.probability",
         )
@@ -203,11 +262,12 @@ class TaskSpec:
         temperature = probability.get("temperature", 1.0)
         if type(temperature) not in (int, float):
             raise _fail(f"{path}.probability.temperature", "a number is needed")
+        outputs = _strings(given.get(key, []), f"{path}.{key}")
         default_target = {"field": "answer" if kind == "vqa" else "labels"}
         return cls(
             name=given["name"],
             kind=kind,
-            outputs=_strings(given.get(key, []), f"{path}.{key}"),
+            outputs=outputs,
             multi_label=given.get("multi_label", False),
             prompt=given.get("prompt", ""),
             select={name: tuple(values) for name, values in select.items()},
@@ -216,9 +276,15 @@ class TaskSpec:
             group=given.get("group", "patient_id"),
             probability_kind=probability["kind"],
             temperature=float(temperature),
+            scale=_vector(probability, "scale", path),
+            bias=_vector(probability, "bias", path),
             operating_points=_numbers(
                 given.get("operating_points", {}), f"{path}.operating_points"
             ),
+            operating_curves=_curves(given.get("operating_curves", {}), f"{path}.operating_curves"),
+            conformal=ConformalSpec.from_dict(given["conformal"], f"{path}.conformal", outputs)
+            if "conformal" in given
+            else None,
             thresholds=_numbers(given.get("thresholds", {}), f"{path}.thresholds"),
             applies_to={
                 name: _strings(values, f"{path}.applies_to.{name}")
@@ -227,7 +293,23 @@ class TaskSpec:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON object; `from_dict` gives an equal task back."""
+        """The JSON object; `from_dict` gives an equal task back.
+
+        What is fitted on validation records stands in it only where it was fitted.
+        """
+        probability: dict[str, Any] = {
+            "kind": self.probability_kind,
+            "temperature": self.temperature,
+        }
+        if self.scale:
+            probability |= {"scale": list(self.scale), "bias": list(self.bias)}
+        fitted: dict[str, Any] = {}
+        if self.operating_curves:
+            fitted["operating_curves"] = {
+                name: curve.to_dict() for name, curve in self.operating_curves.items()
+            }
+        if self.conformal is not None:
+            fitted["conformal"] = self.conformal.to_dict()
         return {
             "name": self.name,
             "kind": self.kind,
@@ -238,8 +320,9 @@ class TaskSpec:
             "reads": list(self.reads),
             "target": self.target.to_dict(),
             "group": self.group,
-            "probability": {"kind": self.probability_kind, "temperature": self.temperature},
+            "probability": probability,
             "operating_points": dict(self.operating_points),
+            **fitted,
             "thresholds": dict(self.thresholds),
             "applies_to": {name: list(values) for name, values in self.applies_to.items()},
         }

@@ -81,7 +81,7 @@ WRONG = [
     ("tasks/1/name", "vqa", "names must differ"),
     ("tasks/3/reads", ["structured.unheard"], "structured.unheard"),
     ("tasks/2/thresholds", {"guess": 0.5}, "guess"),
-    ("tasks/1/thresholds", {"abstain": 0.5}, "abstain"),
+    ("tasks/1/thresholds", {"abstian": 0.5}, "abstian"),
     ("variants/int8/graphs/vision", "graphs\\vision.onnx", "variants.int8.graphs.vision"),
     ("variants/int8/graphs/vision", "graphs/absent.onnx", "not listed but used"),
     ("variants/int8/graphs/text", ..., "variants.int8.graphs"),
