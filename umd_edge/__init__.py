@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import logging
 
+from ._audit import AuditLog
 from ._bundle import Bundle
 from ._deadline import CancelToken, limited
 from ._encoded import EncodedImage
 from ._gallery import Gallery
 from ._image import DicomFacts
 from ._manifest import Manifest
+from ._map import Outcome
 from ._options import SessionOptions
 from ._predictor import Predictor
 from ._rank import Match, Ranking
@@ -69,6 +71,7 @@ __all__ = [
     "Alternative",
     "Answer",
     "AuditError",
+    "AuditLog",
     "AuditWriteError",
     "Bundle",
     "BundleError",
@@ -96,6 +99,7 @@ __all__ = [
     "ManifestError",
     "Match",
     "MissingDependencyError",
+    "Outcome",
     "Predictor",
     "ProviderError",
     "ProviderUnavailableError",

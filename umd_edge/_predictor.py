@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.resources
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,14 +16,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from ._audit_trail import check_audit, load_recorded
 from ._bundle import Bundle
-from ._deadline import check_limits
+from ._deadline import CancelToken, check_limits
 from ._encoded import EncodedImage
 from ._engine import Engine, check_question, task_text
 from ._gallery import Gallery
 from ._image import load_image
 from ._manifest import Manifest
+from ._map import WORKERS, Outcome, make_job, map_images
 from ._options import SessionOptions
+from ._postprocess import check_coverage, check_operating_request
 from ._rank import CANDIDATES, Direction, Method, Ranking, check_method
 from ._results import Answer, BundleInfo, Classification, Timing
 from ._retrieval import OnStale, build_gallery, cached_gallery, rank_galleries
@@ -31,8 +34,10 @@ from ._task import TaskSpec
 from .errors import BundleNotFoundError, UmdEdgeError, UsageError
 
 if TYPE_CHECKING:
+    from ._audit import AuditLog
     from ._image import ImageInput
     from ._selftest import VerificationReport
+    from ._signature import KeyInput
 
 __all__ = ["Predictor"]
 
@@ -51,8 +56,11 @@ class Predictor:
         >>> encoded.ask("Is there a pleural effusion?").text  # doctest: +SKIP
     """
 
-    def __init__(self, bundle: Bundle, options: SessionOptions) -> None:
+    def __init__(
+        self, bundle: Bundle, options: SessionOptions, audit: AuditLog | None = None
+    ) -> None:
         self._engine = Engine(bundle, options)
+        self._audit = check_audit(audit)
 
     @classmethod
     def load(
@@ -63,6 +71,10 @@ class Predictor:
         provider: str | None = None,
         variant: str | None = None,
         threads: int | None = None,
+        public_key: KeyInput | Sequence[KeyInput] | None = None,
+        require_signature: bool = False,
+        self_test: bool = False,
+        audit: AuditLog | None = None,
     ) -> Predictor:
         """Open a bundle and its three graphs.
 
@@ -72,21 +84,35 @@ class Predictor:
             provider: `cpu`, `cuda`, `tensorrt` or `openvino`.
             variant: A variant of the bundle; its default one where None.
             threads: Threads inside one operator.
+            public_key: One or several Ed25519 public keys (path of a PEM file, or bytes), with one
+                of which the bundle must be signed; None leaves a signature unchecked.
+            require_signature: Refuse a bundle whose signature nobody checks.
+            self_test: Run the golden vectors at once, as `verify` does.
+            audit: Where every result of `classify` and `ask` is recorded before it is returned.
 
         Raises:
-            BundleError: The bundle is missing, damaged, or needs a newer runtime.
+            BundleError: The bundle is missing, damaged, not signed as asked for, fails the
+                self-test, or needs a newer runtime.
             ProviderUnavailableError: The provider is not there; no other one is taken instead.
-            UsageError: Both `options` and a keyword, or an unknown variant.
+            UsageError: Both `options` and a keyword, an unknown variant, or a key that is none.
         """
         given = {"provider": provider, "variant": variant, "threads": threads}
         chosen: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
         if options is not None and chosen:
             raise UsageError(f"give either options or {sorted(chosen)}, not both")
-        return cls(Bundle.open(path), options or SessionOptions(**chosen))
+        bundle = Bundle.open(path, public_key=public_key, require_signature=require_signature)
+        predictor = cls(bundle, options or SessionOptions(**chosen), audit)
+        if self_test:
+            predictor.run_self_test()
+        return predictor
 
     @classmethod
-    def default(cls, options: SessionOptions | None = None) -> Predictor:
+    def default(cls, options: SessionOptions | None = None, **checks: Any) -> Predictor:
         """Open the bundle that comes with the package.
+
+        Args:
+            options: How to run it.
+            checks: `public_key`, `require_signature`, `self_test` and `audit`, as in `load`.
 
         Raises:
             BundleNotFoundError: This installation has none.
@@ -98,7 +124,7 @@ class Predictor:
                 "(Predictor.load, --bundle), or install umd-edge from its wheel"
             )
         with importlib.resources.as_file(resource) as path:
-            return cls(Bundle.open(path), options or SessionOptions())
+            return cls.load(path, options or SessionOptions(), **checks)
 
     @property
     def bundle(self) -> Bundle:
@@ -153,6 +179,7 @@ class Predictor:
         *,
         task: str | None = None,
         frame: int | None = None,
+        coverage: float | None = None,
     ) -> Answer:
         """Answer one question about an image.
 
@@ -163,16 +190,18 @@ class Predictor:
             question: Free text; longer ones than the bundle's `max_length` tokens are cut.
             task: Name of the question-answering task, where the bundle has several.
             frame: As in `encode`.
+            coverage: Also give the answers that cannot be excluded at it, such as 0.9: the right
+                one is among them for that share of patients.
 
         Raises:
             UnknownTaskError: The bundle has no such task.
+            UsageError: A coverage that is not between 0 and 1, or the bundle has none fitted.
             TextInputError: The question is empty or too long.
             ImageInputError: As in `encode`.
         """
-        check_question(question)
-        self._engine.vqa_task(task)
+        self._check_ask(question, task, coverage)
         encoded = self._decode(image, frame)
-        answer = encoded.ask(question, task=task)
+        answer = encoded.ask(question, task=task, coverage=coverage)
         return replace(answer, timing=encoded.timing + answer.timing)
 
     def classify(
@@ -183,6 +212,9 @@ class Predictor:
         text: str | None = None,
         structured: Mapping[str, Any] | None = None,
         frame: int | None = None,
+        sensitivity: float | None = None,
+        specificity: float | None = None,
+        coverage: float | None = None,
     ) -> Classification:
         """Classify an image by one task.
 
@@ -193,20 +225,74 @@ class Predictor:
             structured: Field name -> value, for a task that reads such values; those left out or
                 None are missing to the model.
             frame: As in `encode`.
+            sensitivity: Decide each label at the operating point that reaches it, such as 0.95.
+            specificity: The same for a specificity; not both.
+            coverage: Also give the labels that cannot be excluded at it, such as 0.9.
 
         Raises:
             UnknownTaskError: The bundle has no such task, or it is of another kind.
+            UsageError: The bundle has no operating point or prediction set as asked for.
             TextInputError: The text is empty, too long, or not read by the task.
             StructuredInputError: A value is not read by the task or of a wrong type.
             ImageInputError: As in `encode`.
         """
         # A wrong task, text or value is told before the image is decoded.
-        spec = self._engine.classification_task(task)
-        task_text(spec, text)
-        self._engine.task_structured(spec, structured)
+        self._check_classify(task, text, structured, sensitivity, specificity, coverage)
         encoded = self._decode(image, frame)
-        result = encoded.classify(task, text=text, structured=structured)
+        result = encoded.classify(
+            task,
+            text=text,
+            structured=structured,
+            sensitivity=sensitivity,
+            specificity=specificity,
+            coverage=coverage,
+        )
         return replace(result, timing=encoded.timing + result.timing)
+
+    def map(
+        self,
+        images: Iterable[ImageInput],
+        *,
+        task: str | None = None,
+        questions: Sequence[str] | None = None,
+        workers: int = WORKERS,
+        timeout_s: float | None = None,
+        cancel: CancelToken | None = None,
+        on_progress: Callable[[int, int | None], None] = lambda done, total: None,
+        **options: Any,
+    ) -> Generator[Outcome, None, None]:
+        """Classify many images, or ask each of them the same questions, with bounded memory.
+
+        Outcomes come in the order of the images, each with the bits that a single call gives. An
+        image that cannot be used, or takes too long, has an error in its place and the others go
+        on. At most `2 * workers` images are between input and output, so `images` may be endless.
+
+        Args:
+            images: Each as in `encode`.
+            task: Name of a classification task; of the question-answering one with `questions`.
+            questions: What each image is asked; None classifies.
+            workers: Images at the same time, 1..256: one is decoded while the graphs run for
+                another.
+            timeout_s: Limit for one image, in seconds.
+            cancel: Ends the whole run.
+            on_progress: Called with the images done and all images; None where the number is not
+                known.
+            **options: Further keywords of `classify`, or of `ask` with `questions`, for all images.
+
+        Raises:
+            UsageError: Neither task nor questions, or an option out of range.
+            InputError: What `classify` or `ask` raises for a wrong text, value or question.
+            CancelledError: From the generator, when the token is cancelled.
+        """
+        job = make_job(self, task, questions, options)
+        return map_images(
+            job,
+            images,
+            workers=workers,
+            timeout_s=timeout_s,
+            cancel=cancel,
+            on_progress=on_progress,
+        )
 
     def gallery(
         self,
@@ -315,9 +401,18 @@ class Predictor:
             BundleIntegrityError: A file differs from the manifest.
             SelfTestError: A golden output does not come out as stored.
         """
+        self._engine.bundle.check_files()
+        return self.run_self_test()
+
+    def run_self_test(self) -> VerificationReport:
+        """Run the golden vectors on this machine, without hashing the files that nothing reads.
+
+        Raises:
+            SelfTestError: A golden output does not come out as stored, or the processor's 8-bit
+                sums saturate.
+        """
         from ._selftest import run_self_test
 
-        self._engine.bundle.check_files()
         return run_self_test(self._engine)
 
     def probabilities(
@@ -340,8 +435,32 @@ class Predictor:
         """
         return self._engine.example_probabilities(encoded, task, text, structured)
 
+    def _check_ask(
+        self, question: str, task: str | None = None, coverage: float | None = None
+    ) -> None:
+        check_question(question)
+        check_coverage(self._engine.vqa_task(task), coverage)
+
+    def _check_classify(
+        self,
+        task: str,
+        text: str | None = None,
+        structured: Mapping[str, Any] | None = None,
+        sensitivity: float | None = None,
+        specificity: float | None = None,
+        coverage: float | None = None,
+    ) -> None:
+        spec = self._engine.classification_task(task)
+        task_text(spec, text)
+        self._engine.task_structured(spec, structured)
+        check_operating_request(spec, sensitivity, specificity)
+        check_coverage(spec, coverage)
+
     def _decode(self, image: ImageInput, frame: int | None) -> EncodedImage:
         check_limits()
         start = perf_counter()
-        loaded = load_image(image, frame=frame)
-        return EncodedImage(self._engine, loaded, (perf_counter() - start) * 1e3)
+        if self._audit is None:
+            loaded, trail = load_image(image, frame=frame), None
+        else:
+            loaded, trail = load_recorded(self._audit, self._engine, image, frame)
+        return EncodedImage(self._engine, loaded, (perf_counter() - start) * 1e3, trail)
