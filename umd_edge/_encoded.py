@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from ._preprocess import preprocess
 from ._results import Answer, Classification, Timing
 
 if TYPE_CHECKING:
+    from ._audit_trail import AuditTrail
     from ._engine import Engine
     from ._image import DicomFacts, LoadedImage
 
@@ -28,8 +30,15 @@ class EncodedImage:
     It may be used from many threads at once, and keeps its predictor alive.
     """
 
-    def __init__(self, engine: Engine, loaded: LoadedImage, decode_ms: float) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        loaded: LoadedImage,
+        decode_ms: float,
+        trail: AuditTrail | None = None,
+    ) -> None:
         self._engine = engine
+        self._trail = trail
         self._loaded: LoadedImage | None = loaded
         self._dicom = loaded.dicom
         self._lock = threading.Lock()
@@ -85,9 +94,14 @@ class EncodedImage:
         )
         return tokens, embedding
 
-    def ask(self, question: str, *, task: str | None = None) -> Answer:
+    def ask(
+        self, question: str, *, task: str | None = None, coverage: float | None = None
+    ) -> Answer:
         """Answer one question about the image; see `Predictor.ask`."""
-        return self._engine.answer(self, question, task)
+        call = partial(self._engine.answer, self, question, task, coverage)
+        if self._trail is None:
+            return call()
+        return self._trail.record(call, self._image_ms, task, question=question)
 
     def classify(
         self,
@@ -95,6 +109,25 @@ class EncodedImage:
         *,
         text: str | None = None,
         structured: Mapping[str, Any] | None = None,
+        sensitivity: float | None = None,
+        specificity: float | None = None,
+        coverage: float | None = None,
     ) -> Classification:
         """Classify the image by one task; see `Predictor.classify`."""
-        return self._engine.classify(self, task, text, structured)
+        call = partial(
+            self._engine.classify,
+            self,
+            task,
+            text,
+            structured,
+            sensitivity,
+            specificity,
+            coverage,
+        )
+        if self._trail is None:
+            return call()
+        given = {"text": text, "structured": structured}
+        return self._trail.record(call, self._image_ms, task, **given)
+
+    def _image_ms(self) -> float:
+        return self._timing.total_ms

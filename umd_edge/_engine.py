@@ -18,12 +18,21 @@ import numpy.typing as npt
 from ._bundle import Bundle
 from ._graphs import Graphs, default_variant
 from ._options import SessionOptions
-from ._postprocess import best_outputs, positives, probabilities
+from ._postprocess import (
+    best_outputs,
+    check_coverage,
+    check_operating_request,
+    confidence,
+    decide,
+    prediction_set,
+    probabilities,
+)
 from ._records import compose_text
 from ._results import Alternative, Answer, BundleInfo, Classification, Finding, Status, Timing
 from ._structured import encode_structured
 from ._task import TaskSpec, output_name
 from ._tokenizer import TextTokenizer
+from ._trust_sets import PredictionSet
 from .errors import InferenceError, TextInputError, UnknownTaskError, UsageError
 
 if TYPE_CHECKING:
@@ -42,7 +51,11 @@ _TEXT_OUTPUTS = ["text_tokens"]
 _TAGS = {
     "dicom_modality": "Modality (0008,0060)",
     "body_part": "BodyPartExamined (0018,0015)",
+    "view": "ViewPosition (0018,5101)",
+    "burned_in_annotation": "BurnedInAnnotation (0028,0301)",
 }
+# Text in the pixels can name the patient or the diagnosis, so a task has to ask for it.
+_APPLIES_UNLESS_SAID = {"burned_in_annotation": ("NO",)}
 
 
 class Engine:
@@ -85,10 +98,17 @@ class Engine:
         tokens, embedding = self.graphs.vision.run({"pixel_values": pixel_values})
         return tokens, embedding
 
-    def answer(self, encoded: EncodedImage, question: str, task: str | None) -> Answer:
+    def answer(
+        self,
+        encoded: EncodedImage,
+        question: str,
+        task: str | None,
+        coverage: float | None = None,
+    ) -> Answer:
         """See `Predictor.ask`."""
         spec = self.vqa_task(task)
         check_question(question)
+        check_coverage(spec, coverage)
         outside = _outside_intended_use(spec, encoded.dicom)
         if outside:
             return self._answer("outside_intended_use", outside, question, Timing(), [])
@@ -98,10 +118,11 @@ class Engine:
         ready = perf_counter()
         logits = self._logits(encoded, spec, features, None)
         best = best_outputs(logits, spec, _ALTERNATIVES + 1)
+        chosen = None if coverage is None else prediction_set(logits, spec, coverage)
         ranked = [Alternative(spec.outputs[row], value) for row, value in best]
         status, reason = _abstention(spec, ranked[0].probability)
         timing = _timing(start, ready, perf_counter())
-        return self._answer(status, reason, question, timing, ranked)
+        return self._answer(status, reason, question, timing, ranked, chosen=chosen)
 
     def classify(
         self,
@@ -109,9 +130,14 @@ class Engine:
         task: str,
         text: str | None,
         structured: Mapping[str, Any] | None,
+        sensitivity: float | None = None,
+        specificity: float | None = None,
+        coverage: float | None = None,
     ) -> Classification:
         """See `Predictor.classify`."""
         spec = self.classification_task(task)
+        check_operating_request(spec, sensitivity, specificity)
+        check_coverage(spec, coverage)
         full_text = task_text(spec, text)
         values = self.task_structured(spec, structured)
         outside = _outside_intended_use(spec, encoded.dicom)
@@ -121,16 +147,15 @@ class Engine:
         start = perf_counter()
         features = self._prompt(full_text) if text is None else self._encode_text(full_text)
         ready = perf_counter()
-        probability = probabilities(self._logits(encoded, spec, features, values), spec)
-        findings = tuple(
-            Finding(label, float(value), bool(positive))
-            for label, value, positive in zip(
-                spec.outputs, probability, positives(probability, spec), strict=True
-            )
-        )
-        status, reason = _abstention(spec, float(probability.max()))
+        logits = self._logits(encoded, spec, features, values)
+        probability = probabilities(logits, spec)
+        decided, points = decide(probability, spec, sensitivity, specificity)
+        columns = (spec.outputs, probability.tolist(), decided, points)
+        findings = tuple(Finding(*item) for item in zip(*columns, strict=True))
+        chosen = None if coverage is None else prediction_set(logits, spec, coverage)
+        status, reason = _abstention(spec, float(confidence(probability, spec)))
         timing = _timing(start, ready, perf_counter())
-        return self._classification(status, reason, spec, timing, findings)
+        return self._classification(status, reason, spec, timing, findings, chosen=chosen)
 
     def example_probabilities(
         self,
@@ -140,9 +165,19 @@ class Engine:
         structured: tuple[Float32Array, Float32Array] | None,
     ) -> npt.NDArray[np.float64]:
         """See `Predictor.probabilities`."""
+        return probabilities(self.example_logits(encoded, task, text, structured), task)
+
+    def example_logits(
+        self,
+        encoded: EncodedImage,
+        task: TaskSpec,
+        text: str,
+        structured: tuple[Float32Array, Float32Array] | None,
+    ) -> Float32Array:
+        """Logits (K,) float32 of one prepared example; see `Predictor.probabilities`."""
         features = self._prompt(text) if text == task.prompt else self._encode_text(text)
         pair = None if structured is None else (structured[0][None], structured[1][None])
-        return probabilities(self._logits(encoded, task, features, pair), task)
+        return self._logits(encoded, task, features, pair)
 
     def _question(self, text: str) -> TextFeatures:
         """Features of a question; those of the last ones are kept, as devices ask the same few."""
@@ -295,6 +330,8 @@ class Engine:
         question: str,
         timing: Timing,
         ranked: list[Alternative],
+        *,
+        chosen: PredictionSet | None = None,
     ) -> Answer:
         best = ranked[0] if ranked else Alternative("", 0.0)
         return Answer(
@@ -305,6 +342,7 @@ class Engine:
             answer=best.answer,
             probability=best.probability,
             alternatives=tuple(ranked[1:]) if ranked else (),
+            prediction_set=chosen,
             **self._common,
         )
 
@@ -315,6 +353,8 @@ class Engine:
         task: TaskSpec,
         timing: Timing,
         findings: tuple[Finding, ...],
+        *,
+        chosen: PredictionSet | None = None,
     ) -> Classification:
         return Classification(
             status=status,
@@ -322,6 +362,7 @@ class Engine:
             timing=timing,
             task=task.name,
             findings=findings,
+            prediction_set=chosen,
             **self._common,
         )
 
@@ -355,8 +396,13 @@ def _outside_intended_use(task: TaskSpec, dicom: DicomFacts | None) -> str:
     """Why the header contradicts the task, or nothing; an absent tag contradicts nothing."""
     if dicom is None:
         return ""
-    given = {"dicom_modality": dicom.modality, "body_part": dicom.body_part_examined}
-    for key, allowed in task.applies_to.items():
+    given = {
+        "dicom_modality": dicom.modality,
+        "body_part": dicom.body_part_examined,
+        "view": dicom.view_position,
+        "burned_in_annotation": dicom.burned_in_annotation,
+    }
+    for key, allowed in {**_APPLIES_UNLESS_SAID, **task.applies_to}.items():
         value = given[key]
         if value is not None and value.casefold() not in {item.casefold() for item in allowed}:
             return (
@@ -371,10 +417,11 @@ def _all_finite(values: Float32Array) -> bool:
     return isfinite(values[values.argmax()]) and isfinite(values[values.argmin()])
 
 
-def _abstention(task: TaskSpec, highest: float) -> tuple[Status, str]:
+def _abstention(task: TaskSpec, certain: float) -> tuple[Status, str]:
     limit = task.thresholds.get("abstain", 0.0)
-    if highest < limit:
-        return "abstain", f"the highest probability is below the task's threshold of {limit:g}"
+    if certain < limit:
+        what = "mean certainty of the labels" if task.multi_label else "highest probability"
+        return "abstain", f"the {what} is below the task's threshold of {limit:g}"
     return "ok", ""
 
 

@@ -12,8 +12,9 @@ SIGNATURES = {
     "load": "(path, options=None, *, provider=None, variant=None, threads=None)",
     "default": "(options=None)",
     "encode": "(self, image, *, frame=None)",
-    "ask": "(self, image, question, *, task=None, frame=None)",
-    "classify": "(self, image, task, *, text=None, structured=None, frame=None)",
+    "ask": "(self, image, question, *, task=None, frame=None, coverage=None)",
+    "classify": "(self, image, task, *, text=None, structured=None, frame=None, "
+    "sensitivity=None, specificity=None, coverage=None)",
     "rank": "(self, images, texts, *, method='two_stage', candidates=16, direction='both', "
     "task=None",
     "verify": "(self)",
@@ -33,8 +34,11 @@ def test_predictor_signature_is_as_documented(name: str):
 
 
 def test_encoded_image_offers_the_one_shot_calls():
-    assert _bare(umd_edge.EncodedImage.ask) == "(self, question, *, task=None)"
-    assert _bare(umd_edge.EncodedImage.classify) == "(self, task, *, text=None, structured=None)"
+    assert _bare(umd_edge.EncodedImage.ask) == "(self, question, *, task=None, coverage=None)"
+    assert _bare(umd_edge.EncodedImage.classify) == (
+        "(self, task, *, text=None, structured=None, sensitivity=None, specificity=None, "
+        "coverage=None)"
+    )
 
 
 def test_all_names_exist_and_are_sorted():

@@ -18,6 +18,7 @@ from ..errors import StructuredInputError
 __all__ = [
     "as_json",
     "bundle_option",
+    "coverage_option",
     "engines_option",
     "frame_option",
     "open_bundle",
@@ -35,6 +36,9 @@ frame_option = click.option(
 )
 bundle_option = click.option(
     "--bundle", metavar="PATH", help="Bundle: a .umd file or a directory. [the one in the package]"
+)
+coverage_option = click.option(
+    "--coverage", type=float, metavar="SHARE", help="Also give what cannot be excluded at 0.9, say."
 )
 engines_option = click.option(
     "--engines", metavar="DIR", help="Folder of TensorRT engines. [BUNDLE.engines]"

@@ -9,10 +9,12 @@ import click
 
 from .._predictor import Predictor
 from .._results import answers_to_dict
-from ._options import as_json, frame_option, read_structured, with_predictor
+from ._options import as_json, coverage_option, frame_option, read_structured, with_predictor
 from ._output import each_image, percent, table
 
 __all__ = ["ask", "classify"]
+
+_SHOWN = 12
 
 
 @click.command()
@@ -26,6 +28,16 @@ __all__ = ["ask", "classify"]
     metavar="FILE|JSON",
     help="Values that the task reads: a JSON object, or the name of a file that holds one.",
 )
+@click.option(
+    "--sensitivity",
+    type=float,
+    metavar="SHARE",
+    help="Decide each label where it reaches 0.95, say.",
+)
+@click.option(
+    "--specificity", type=float, metavar="SHARE", help="The same for a specificity; not both."
+)
+@coverage_option
 @frame_option
 @with_predictor
 @as_json
@@ -35,6 +47,9 @@ def classify(
     task: str,
     text: str | None,
     structured: str | None,
+    sensitivity: float | None,
+    specificity: float | None,
+    coverage: float | None,
     frame: int | None,
     as_json: bool,
 ) -> int:
@@ -51,7 +66,16 @@ def classify(
     values = read_structured(structured)
 
     def predict(image: str) -> Mapping[str, Any]:
-        result = predictor.classify(image, task, text=text, structured=values, frame=frame)
+        result = predictor.classify(
+            image,
+            task,
+            text=text,
+            structured=values,
+            frame=frame,
+            sensitivity=sensitivity,
+            specificity=specificity,
+            coverage=coverage,
+        )
         return result.to_dict()
 
     return each_image(images, predict, _show_classification, as_json=as_json)
@@ -63,6 +87,7 @@ def classify(
 @click.option(
     "--task", metavar="NAME", help="Question-answering task, where the bundle has several."
 )
+@coverage_option
 @frame_option
 @with_predictor
 @as_json
@@ -71,6 +96,7 @@ def ask(
     image: str,
     questions: tuple[str, ...],
     task: str | None,
+    coverage: float | None,
     frame: int | None,
     as_json: bool,
 ) -> int:
@@ -84,7 +110,7 @@ def ask(
 
     def predict(path: str) -> Mapping[str, Any]:
         encoded = predictor.encode(path, frame=frame)
-        answers = [encoded.ask(question, task=task) for question in questions]
+        answers = [encoded.ask(question, task=task, coverage=coverage) for question in questions]
         return answers_to_dict(answers, encoded.timing)
 
     return each_image([image], predict, _show_answers, as_json=as_json)
@@ -95,11 +121,39 @@ def _show_classification(image: str, result: Mapping[str, Any]) -> None:
     if result["reason"]:
         click.echo(f"  {result['reason']}")
     rows = [
-        (item["label"], percent(item["probability"]), "positive" if item["positive"] else "")
+        (
+            item["label"],
+            percent(item["probability"]),
+            "positive" if item["positive"] else "",
+            _point(item.get("operating_point")),
+        )
         for item in result["findings"]
     ]
     if rows:
         click.echo(table(rows, indent=2, right=[1]))
+    _show_set(result, indent=2)
+
+
+def _point(picked: Mapping[str, Any] | None) -> str:
+    """Where a label was decided, and what that reaches."""
+    if picked is None:
+        return ""
+    short = "" if picked["reached"] else f", too few records: {picked['n_positive']} positive"
+    return (
+        f"from {percent(picked['threshold'])} on (sensitivity {picked['sensitivity']:.2f}, "
+        f"specificity {picked['specificity']:.2f}{short})"
+    )
+
+
+def _show_set(result: Mapping[str, Any], *, indent: int) -> None:
+    chosen = result.get("prediction_set")
+    if chosen is None:
+        return
+    shown = ", ".join(chosen["outputs"][:_SHOWN]) or "nothing"
+    more = len(chosen["outputs"]) - _SHOWN
+    shown += f" and {more} more" if more > 0 else ""
+    reason = f" ({chosen['reason']})" if chosen["reason"] else ""
+    click.echo(f"{' ' * indent}not excluded at {percent(chosen['coverage'])}: {shown}{reason}")
 
 
 def _show_answers(image: str, result: Mapping[str, Any]) -> None:
@@ -110,3 +164,4 @@ def _show_answers(image: str, result: Mapping[str, Any]) -> None:
             click.echo(f"    {item['answer']}  ({percent(item['probability'])})")
         else:
             click.echo(f"    {item['answer'] or '-'}  [{item['status']}] {item['reason']}")
+        _show_set(item, indent=4)
