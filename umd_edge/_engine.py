@@ -111,7 +111,9 @@ class Engine:
         check_coverage(spec, coverage)
         outside = _outside_intended_use(spec, encoded.dicom)
         if outside:
-            return self._answer("outside_intended_use", outside, question, Timing(), [])
+            return self._answer(
+                "outside_intended_use", outside, question, Timing(), [], dicom=encoded.dicom
+            )
         encoded.features()
         start = perf_counter()
         features = self._question(compose_text(spec.prompt, [question]))
@@ -122,7 +124,9 @@ class Engine:
         ranked = [Alternative(spec.outputs[row], value) for row, value in best]
         status, reason = _abstention(spec, ranked[0].probability)
         timing = _timing(start, ready, perf_counter())
-        return self._answer(status, reason, question, timing, ranked, chosen=chosen)
+        return self._answer(
+            status, reason, question, timing, ranked, chosen=chosen, dicom=encoded.dicom
+        )
 
     def classify(
         self,
@@ -142,7 +146,9 @@ class Engine:
         values = self.task_structured(spec, structured)
         outside = _outside_intended_use(spec, encoded.dicom)
         if outside:
-            return self._classification("outside_intended_use", outside, spec, Timing(), ())
+            return self._classification(
+                "outside_intended_use", outside, spec, Timing(), (), dicom=encoded.dicom
+            )
         encoded.features()
         start = perf_counter()
         features = self._prompt(full_text) if text is None else self._encode_text(full_text)
@@ -155,7 +161,9 @@ class Engine:
         chosen = None if coverage is None else prediction_set(logits, spec, coverage)
         status, reason = _abstention(spec, float(confidence(probability, spec)))
         timing = _timing(start, ready, perf_counter())
-        return self._classification(status, reason, spec, timing, findings, chosen=chosen)
+        return self._classification(
+            status, reason, spec, timing, findings, chosen=chosen, dicom=encoded.dicom
+        )
 
     def example_probabilities(
         self,
@@ -331,6 +339,7 @@ class Engine:
         timing: Timing,
         ranked: list[Alternative],
         *,
+        dicom: DicomFacts | None,
         chosen: PredictionSet | None = None,
     ) -> Answer:
         best = ranked[0] if ranked else Alternative("", 0.0)
@@ -338,6 +347,7 @@ class Engine:
             status=status,
             reason=reason,
             timing=timing,
+            dicom=dicom,
             question=question,
             answer=best.answer,
             probability=best.probability,
@@ -354,12 +364,14 @@ class Engine:
         timing: Timing,
         findings: tuple[Finding, ...],
         *,
+        dicom: DicomFacts | None,
         chosen: PredictionSet | None = None,
     ) -> Classification:
         return Classification(
             status=status,
             reason=reason,
             timing=timing,
+            dicom=dicom,
             task=task.name,
             findings=findings,
             prediction_set=chosen,

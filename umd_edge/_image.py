@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
@@ -53,20 +53,53 @@ _TURNS = {
 }
 
 
+def _pair(spacing: tuple[float, float] | None) -> list[float] | None:
+    return None if spacing is None else list(spacing)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DicomFacts:
-    """What a DICOM header says about the image. No identifying tag is ever read."""
+    """What a DICOM header says about the image. No name, date or number of a patient is read."""
 
     modality: str | None
     """(0008,0060), or None where absent or empty."""
     body_part_examined: str | None
     """(0018,0015), or None where absent or empty."""
+    view_position: str | None = None
+    """(0018,5101), or None where absent or empty."""
+    burned_in_annotation: str | None = None
+    """(0028,0301): YES or NO, or None where absent or empty."""
     photometric: str
     """(0028,0004)."""
     rows: int
     columns: int
     frames: int
     """Number of frames in the object."""
+    frame: int = 1
+    """The frame that was decoded, counted from 1."""
+    pixel_spacing_mm: tuple[float, float] | None = None
+    """(0028,0030): distance of rows and of columns in the patient; None where absent or broken."""
+    imager_pixel_spacing_mm: tuple[float, float] | None = None
+    """(0018,1164): the same at the detector, where things look larger than they are."""
+    study_instance_uid: str | None = field(default=None, repr=False)
+    """(0020,000D), or None where absent or no UID."""
+    series_instance_uid: str | None = field(default=None, repr=False)
+    """(0020,000E)."""
+    sop_instance_uid: str | None = field(default=None, repr=False)
+    """(0008,0018)."""
+    sop_class_uid: str | None = None
+    """(0008,0016)."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object `dicom` of a result."""
+        return {
+            "study_instance_uid": self.study_instance_uid,
+            "series_instance_uid": self.series_instance_uid,
+            "sop_instance_uid": self.sop_instance_uid,
+            "frame": self.frame,
+            "pixel_spacing_mm": _pair(self.pixel_spacing_mm),
+            "imager_pixel_spacing_mm": _pair(self.imager_pixel_spacing_mm),
+        }
 
 
 @dataclass(frozen=True, slots=True)
