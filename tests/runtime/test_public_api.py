@@ -9,8 +9,9 @@ import umd_edge
 from umd_edge import errors
 
 SIGNATURES = {
-    "load": "(path, options=None, *, provider=None, variant=None, threads=None)",
-    "default": "(options=None)",
+    "load": "(path, options=None, *, provider=None, variant=None, threads=None, public_key=None, "
+    "require_signature=False, self_test=False, audit=None)",
+    "default": "(options=None, **checks)",
     "encode": "(self, image, *, frame=None)",
     "ask": "(self, image, question, *, task=None, frame=None, coverage=None)",
     "classify": "(self, image, task, *, text=None, structured=None, frame=None, "

@@ -9,7 +9,7 @@ import click
 from .._tensorrt_builder import Profile, parse_capability
 from .._tensorrt_bundle import build_engines, default_profile, tensorrt_variant
 from .._tensorrt_progress import BuildStatus
-from ._options import as_json, bundle_option, engines_option, open_bundle
+from ._options import BundleChoice, as_json, bundle_option, engines_option, open_bundle
 from ._output import emit, note, table
 
 __all__ = ["build_engine"]
@@ -45,7 +45,7 @@ _EVERY_S = 10.0
 @click.option("--rebuild", is_flag=True, help="Build also what is there already.")
 @as_json
 def build_engine(
-    bundle: str | None,
+    bundle: BundleChoice,
     variant: str | None,
     engines: str | None,
     max_batch: int | None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import click
@@ -10,7 +9,7 @@ import click
 from .._bundle import Bundle
 from .._doctor import describe, examine
 from .._predictor import Predictor
-from ._options import as_json, bundle_option, open_bundle, with_predictor
+from ._options import BundleChoice, as_json, bundle_option, open_bundle, with_predictor
 from ._output import emit, table
 
 __all__ = ["doctor", "info", "verify"]
@@ -21,7 +20,7 @@ _CARD = "MODEL_CARD.md"
 @click.command()
 @bundle_option
 @as_json
-def info(bundle: str | None, as_json: bool) -> None:
+def info(bundle: BundleChoice, as_json: bool) -> None:
     """Show what a bundle says about itself.
 
     Its tasks, intended use, variants and, from its model card, sources, licences and accuracy.
@@ -31,8 +30,9 @@ def info(bundle: str | None, as_json: bool) -> None:
     if as_json:
         manifest = opened.manifest.to_dict()
         manifest.pop("files")
-        extra = {"path": str(opened.path), "sha256": opened.sha256}
-        emit({**extra, "size_bytes": opened.size_bytes, **manifest, "model_card": card})
+        extra: dict[str, Any] = {"path": str(opened.path), "sha256": opened.sha256}
+        extra = {**extra, "size_bytes": opened.size_bytes, "signature": _signature(opened)}
+        emit({**extra, **manifest, "model_card": card})
         return
     click.echo(_summary(opened))
     if card is not None:
@@ -51,7 +51,7 @@ def _summary(bundle: Bundle) -> str:
         ("path", str(bundle.path)),
         ("sha256", bundle.sha256),
         ("variants", variants),
-        ("signed", "yes (not checked)" if bundle.is_signed else "no"),
+        ("signed", _signature_words(bundle)),
         ("intended use", manifest.intended_use.statement),
         ("", "Not a medical device."),
     ]
@@ -65,36 +65,54 @@ def _summary(bundle: Bundle) -> str:
     return "\n".join(lines)
 
 
+def _signature(bundle: Bundle) -> dict[str, Any]:
+    key = bundle.signed_by
+    return {
+        "present": bundle.is_signed,
+        "checked": key is not None,
+        "key": key.fingerprint if key else None,
+    }
+
+
+def _signature_words(bundle: Bundle) -> str:
+    if bundle.signed_by is not None:
+        return f"yes, checked with the key {bundle.signed_by.fingerprint}"
+    return "yes, but not checked (give --key)" if bundle.is_signed else "no"
+
+
 @click.command()
 @with_predictor
 @as_json
 def verify(predictor: Predictor, as_json: bool) -> None:
     """Check a bundle and this machine.
 
-    Compares every file with its hash and runs the bundle's known-answer test here.
+    Compares every file with its hash, with --key the signature with the key, and runs the bundle's
+    known-answer test here.
 
-    Exit code 3 when either fails: do not use the bundle here then.
+    Exit code 3 when one of them fails: do not use the bundle here then.
     """
     report = predictor.verify()
+    bundle = predictor.bundle
     if as_json:
-        emit({"status": "ok", "bundle": predictor.info.to_dict(), **report.to_dict()})
+        signature = {"signature": _signature(bundle)}
+        emit({"status": "ok", "bundle": predictor.info.to_dict(), **signature, **report.to_dict()})
         return
     click.echo(f"{describe(predictor)} on {report.provider}: {report.files} files as described")
     rows = [(c.name, f"{c.difference:.2e}", f"at most {c.tolerance:.2e}") for c in report.checks]
     click.echo(table([("known answer", "difference", "allowed"), *rows], indent=2))
+    click.echo(f"signed: {_signature_words(bundle)}")
     click.echo("ok")
 
 
 @click.command()
 @bundle_option
 @as_json
-def doctor(bundle: str | None, as_json: bool) -> int:
+def doctor(bundle: BundleChoice, as_json: bool) -> int:
     """Show what is installed, and what to do.
 
     Versions, providers, processor, extras and the state of the bundle.
     """
-    load = functools.partial(Predictor.load, bundle) if bundle else Predictor.default
-    checks = list(examine(load))
+    checks = list(examine(bundle.load))
     code = next((check.exit_code for check in checks if check.state == "problem"), 0)
     if as_json:
         problems = [check.name for check in checks if check.state == "problem"]

@@ -5,17 +5,20 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from .._audit import AuditLog
 from .._bundle import Bundle
 from .._options import PROVIDERS, SessionOptions
 from .._predictor import Predictor
-from ..errors import StructuredInputError
+from ..errors import StructuredInputError, UsageError
 
 __all__ = [
+    "BundleChoice",
     "as_json",
     "bundle_option",
     "coverage_option",
@@ -23,6 +26,7 @@ __all__ = [
     "frame_option",
     "open_bundle",
     "read_structured",
+    "with_audited_predictor",
     "with_predictor",
 ]
 
@@ -34,15 +38,60 @@ as_json = click.option("--json", "as_json", is_flag=True, help="JSON Lines on st
 frame_option = click.option(
     "--frame", type=click.IntRange(min=1), help="Frame of a DICOM file with several, from 1."
 )
-bundle_option = click.option(
-    "--bundle", metavar="PATH", help="Bundle: a .umd file or a directory. [the one in the package]"
-)
 coverage_option = click.option(
     "--coverage", type=float, metavar="SHARE", help="Also give what cannot be excluded at 0.9, say."
 )
 engines_option = click.option(
     "--engines", metavar="DIR", help="Folder of TensorRT engines. [BUNDLE.engines]"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class BundleChoice:
+    """Which bundle the user wants, and how its origin is checked."""
+
+    path: str | None
+    """None means the bundle in the package."""
+    keys: tuple[str, ...] = ()
+    """Files of public keys; the bundle must be signed with one of them where any is given."""
+    require_signature: bool = False
+
+    def load(self, options: SessionOptions | None = None, **more: Any) -> Predictor:
+        """A predictor with the bundle; `more` as in `Predictor.load`."""
+        more["public_key"] = self.keys or None
+        more["require_signature"] = self.require_signature
+        if self.path is None:
+            return Predictor.default(options, **more)
+        return Predictor.load(self.path, options, **more)
+
+
+def bundle_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that choose a bundle, and hand the command a `BundleChoice` as `bundle`."""
+
+    @click.option(
+        "--bundle",
+        metavar="PATH",
+        help="Bundle: a .umd file or a directory. [the one in the package]",
+    )
+    @click.option(
+        "--key",
+        "keys",
+        multiple=True,
+        metavar="FILE",
+        help="Public key with which the bundle must be signed; repeatable, one of them is enough.",
+    )
+    @click.option(
+        "--require-signature",
+        is_flag=True,
+        help="Refuse a bundle whose signature is not checked: an error without --key.",
+    )
+    @functools.wraps(command)
+    def wrapped(
+        bundle: str | None, keys: tuple[str, ...], require_signature: bool, **rest: Any
+    ) -> Any:
+        return command(bundle=BundleChoice(bundle, keys, require_signature), **rest)
+
+    return wrapped
 
 
 def with_predictor(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -63,27 +112,58 @@ def with_predictor(command: Callable[..., Any]) -> Callable[..., Any]:
         help="Threads inside one operator. [1]",
     )
     @engines_option
+    @click.option(
+        "--self-test", is_flag=True, help="Run the bundle's known-answer test before anything else."
+    )
     @functools.wraps(command)
     def wrapped(
-        bundle: str | None,
+        bundle: BundleChoice,
         variant: str | None,
         provider: str,
         threads: int,
         engines: str | None,
+        self_test: bool,
+        audit: AuditLog | None = None,
         **rest: Any,
     ) -> Any:
         options = SessionOptions(
             provider=provider, variant=variant, threads=threads, engines=engines
         )
-        load = functools.partial(Predictor.load, bundle) if bundle else Predictor.default
-        return command(predictor=load(options), **rest)
+        predictor = bundle.load(options, self_test=self_test, audit=audit)
+        return command(predictor=predictor, **rest)
 
     return wrapped
 
 
-def open_bundle(path: str | None) -> Bundle:
-    """The bundle at `path`, or the default one."""
-    return Bundle.open(path) if path else Predictor.default().bundle
+def with_audited_predictor(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The same as `with_predictor`, with the options of an audit log."""
+    inner = with_predictor(command)
+
+    @click.option(
+        "--audit", metavar="FILE", help="Append a record of every result to this audit log."
+    )
+    @click.option("--operator", metavar="ID", help="Who runs this, for the audit log.")
+    @functools.wraps(inner)
+    def wrapped(audit: str | None, operator: str | None, **rest: Any) -> Any:
+        if audit is None:
+            if operator is not None:
+                raise UsageError("--operator is for the audit log; give --audit FILE as well")
+            return inner(**rest)
+        with AuditLog(audit, operator=operator) as log:
+            return inner(audit=log, **rest)
+
+    return wrapped
+
+
+def open_bundle(choice: BundleChoice) -> Bundle:
+    """The chosen bundle."""
+    if choice.path is None:
+        return choice.load().bundle
+    return Bundle.open(
+        choice.path,
+        public_key=choice.keys or None,
+        require_signature=choice.require_signature,
+    )
 
 
 def read_structured(given: str | None) -> dict[str, Any] | None:

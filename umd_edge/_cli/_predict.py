@@ -9,7 +9,13 @@ import click
 
 from .._predictor import Predictor
 from .._results import answers_to_dict
-from ._options import as_json, coverage_option, frame_option, read_structured, with_predictor
+from ._options import (
+    as_json,
+    coverage_option,
+    frame_option,
+    read_structured,
+    with_audited_predictor,
+)
 from ._output import each_image, percent, table
 
 __all__ = ["ask", "classify"]
@@ -39,7 +45,7 @@ _SHOWN = 12
 )
 @coverage_option
 @frame_option
-@with_predictor
+@with_audited_predictor
 @as_json
 def classify(
     predictor: Predictor,
@@ -89,7 +95,7 @@ def classify(
 )
 @coverage_option
 @frame_option
-@with_predictor
+@with_audited_predictor
 @as_json
 def ask(
     predictor: Predictor,
