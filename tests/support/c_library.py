@@ -94,6 +94,7 @@ class OpenOptions(_Struct):
         ("log_context", c.c_void_p),
         ("allocator", c.c_void_p),
         ("sha256", c.c_char_p),
+        ("public_keys", c.c_char_p),
     ]
 
 
@@ -115,6 +116,8 @@ class Description(_Struct):
         ("manifest", c.c_void_p),
         ("manifest_size", c.c_size_t),
         ("embedding_size", c.c_size_t),
+        ("signature", c.c_int32),
+        ("reserved", c.c_int32),
     ]
 
 

@@ -72,6 +72,7 @@ typedef int32_t umd_status;
 enum {
     UMD_OK = 0,
     UMD_ERROR = 10,                      /* UmdEdgeError: a fault of the library itself */
+    UMD_ERROR_AUDIT_WRITE = 11,          /* AuditWriteError */
     UMD_ERROR_USAGE = 20,                /* UsageError */
     UMD_ERROR_UNKNOWN_TASK = 21,         /* UnknownTaskError */
     UMD_ERROR_BUNDLE = 30,               /* BundleError */
@@ -80,6 +81,8 @@ enum {
     UMD_ERROR_BUNDLE_INTEGRITY = 33,     /* BundleIntegrityError */
     UMD_ERROR_BUNDLE_VERSION = 34,       /* BundleVersionError */
     UMD_ERROR_SELF_TEST = 35,            /* SelfTestError */
+    UMD_ERROR_BUNDLE_SIGNATURE = 36,     /* BundleSignatureError */
+    UMD_ERROR_AUDIT = 37,                /* AuditError */
     UMD_ERROR_INPUT = 40,                /* InputError */
     UMD_ERROR_IMAGE_INPUT = 41,          /* ImageInputError */
     UMD_ERROR_DICOM_INPUT = 42,          /* DicomInputError */
@@ -91,10 +94,11 @@ enum {
     UMD_ERROR_PROVIDER_UNAVAILABLE = 51, /* ProviderUnavailableError */
     UMD_ERROR_INFERENCE = 52,            /* InferenceError */
     UMD_ERROR_MISSING_DEPENDENCY = 53,   /* MissingDependencyError: no ONNX Runtime was found */
+    UMD_ERROR_STOPPED = 54,              /* StoppedError */
+    UMD_ERROR_CANCELLED = 55,            /* CancelledError */
+    UMD_ERROR_DEADLINE = 56,             /* DeadlineExceededError */
     UMD_ERROR_OUT_OF_MEMORY = 100,
-    UMD_ERROR_BUFFER_TOO_SMALL = 101, /* the size that is needed has been written */
-    UMD_ERROR_CANCELLED = 102,
-    UMD_ERROR_DEADLINE = 103
+    UMD_ERROR_BUFFER_TOO_SMALL = 101 /* the size that is needed has been written */
 };
 
 /* The ABI version of the library that is linked; compare with UMD_ABI_VERSION. */
@@ -140,6 +144,9 @@ typedef struct umd_open_options {
     const umd_allocator *allocator; /* NULL: malloc and free */
     const char *sha256;             /* NULL, or the SHA-256 that manifest.json must have, as 64
                                        hexadecimal digits: another bundle is refused */
+    const char *public_keys;        /* NULL, or 1 to 8 Ed25519 public keys, each as PEM or as 64
+                                       hexadecimal digits, with white space between: a bundle that
+                                       none of them signed is refused */
 } umd_open_options;
 
 UMD_API void umd_open_options_init(umd_open_options *options, size_t size);
@@ -148,7 +155,7 @@ UMD_API void umd_open_options_init(umd_open_options *options, size_t size);
  * the SHA-256 of every file that is used, on the bytes that are used.
  *
  * Fails with BUNDLE_NOT_FOUND, BUNDLE_INTEGRITY, MANIFEST, BUNDLE_VERSION; USAGE for an unknown
- * variant or option; MISSING_DEPENDENCY or PROVIDER_UNAVAILABLE without a usable ONNX Runtime. A
+ * variant or option; BUNDLE_SIGNATURE; MISSING_DEPENDENCY or PROVIDER_UNAVAILABLE without a usable ONNX Runtime. A
  * bundle with another tokenizer than WordPiece is refused with MANIFEST. */
 UMD_API umd_status umd_open(const char *path, const umd_open_options *options, umd_predictor **out);
 
@@ -160,6 +167,12 @@ UMD_API umd_status umd_open_memory(const void *bytes, size_t size, const umd_ope
 UMD_API void umd_close(umd_predictor *predictor);
 
 /* ---- what a bundle says --------------------------------------------------------------------- */
+
+enum {
+    UMD_UNSIGNED = 0,
+    UMD_SIGNATURE_NOT_CHECKED = 1, /* there is one, and umd_open got no public keys */
+    UMD_SIGNATURE_VERIFIED = 2
+};
 
 typedef struct umd_description {
     uint32_t struct_size;
@@ -178,6 +191,8 @@ typedef struct umd_description {
     const char *manifest;      /* the whole manifest.json */
     size_t manifest_size;      /* bytes */
     size_t embedding_size;     /* numbers of an image or text embedding; 0 before the first one */
+    int32_t signature;         /* UMD_UNSIGNED, ... */
+    int32_t reserved;
 } umd_description;
 
 UMD_API void umd_description_init(umd_description *description, size_t size);

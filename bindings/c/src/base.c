@@ -48,6 +48,7 @@ const char *umd_status_name(umd_status status)
     } names[] = {
         {UMD_OK, "Ok"},
         {UMD_ERROR, "UmdEdgeError"},
+        {UMD_ERROR_AUDIT_WRITE, "AuditWriteError"},
         {UMD_ERROR_USAGE, "UsageError"},
         {UMD_ERROR_UNKNOWN_TASK, "UnknownTaskError"},
         {UMD_ERROR_BUNDLE, "BundleError"},
@@ -56,6 +57,8 @@ const char *umd_status_name(umd_status status)
         {UMD_ERROR_BUNDLE_INTEGRITY, "BundleIntegrityError"},
         {UMD_ERROR_BUNDLE_VERSION, "BundleVersionError"},
         {UMD_ERROR_SELF_TEST, "SelfTestError"},
+        {UMD_ERROR_BUNDLE_SIGNATURE, "BundleSignatureError"},
+        {UMD_ERROR_AUDIT, "AuditError"},
         {UMD_ERROR_INPUT, "InputError"},
         {UMD_ERROR_IMAGE_INPUT, "ImageInputError"},
         {UMD_ERROR_DICOM_INPUT, "DicomInputError"},
@@ -67,10 +70,11 @@ const char *umd_status_name(umd_status status)
         {UMD_ERROR_PROVIDER_UNAVAILABLE, "ProviderUnavailableError"},
         {UMD_ERROR_INFERENCE, "InferenceError"},
         {UMD_ERROR_MISSING_DEPENDENCY, "MissingDependencyError"},
+        {UMD_ERROR_STOPPED, "StoppedError"},
+        {UMD_ERROR_CANCELLED, "CancelledError"},
+        {UMD_ERROR_DEADLINE, "DeadlineExceededError"},
         {UMD_ERROR_OUT_OF_MEMORY, "OutOfMemory"},
         {UMD_ERROR_BUFFER_TOO_SMALL, "BufferTooSmall"},
-        {UMD_ERROR_CANCELLED, "Cancelled"},
-        {UMD_ERROR_DEADLINE, "DeadlineExceeded"},
     };
     for (size_t i = 0; i < UMDI_COUNT(names); i++)
         if (names[i].status == status)

@@ -50,6 +50,7 @@ umd_status umd_describe(umd_predictor *predictor, umd_description *description)
     facts.max_length = manifest->max_length;
     facts.manifest = predictor->manifest_text.text;
     facts.manifest_size = predictor->manifest_text.length;
+    facts.signature = predictor->signature;
     facts.embedding_size = atomic_load(&predictor->embedding_size);
     return umdi_give(description, &facts, sizeof facts, "umd_description");
 }

@@ -6,7 +6,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define UMDI_SIGNATURE_BYTES 64
+#include "signature.h"
+
 #define UMDI_PUBLIC_KEY_BYTES 32
 
 /* Whether the signature of `size` bytes was made with the private half of `key`. */

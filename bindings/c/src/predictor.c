@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "signature.h"
+
 #define MAX_THREADS 256
 #define VERSION "0.1.0"
 
@@ -44,6 +46,35 @@ umd_status umdi_read_file(const umd_predictor *predictor, umdi_text name, uint8_
                      name.text);
 }
 
+/* Before the manifest is parsed: nobody's text but the maker's is read. */
+static umd_status check_signature(umd_predictor *predictor, const char *keys)
+{
+    const umdi_entry *entry = umdi_container_find(&predictor->container, umdi_of("manifest.sig"));
+    umdi_text signatures = {NULL, 0};
+    uint8_t *bytes = NULL;
+    umd_status status;
+    predictor->signature = entry != NULL ? UMD_SIGNATURE_NOT_CHECKED : UMD_UNSIGNED;
+    if (keys == NULL) {
+        if (entry != NULL)
+            umdi_log(predictor, UMD_LOG_WARNING,
+                     "the bundle is signed, and nobody said by whom it should be: not checked");
+        return UMD_OK;
+    }
+    if (entry != NULL && entry->size <= UMDI_MAX_SIGNATURES * UMDI_SIGNATURE_BYTES) {
+        UMDI_TRY(umdi_container_read(&predictor->container, entry, &bytes));
+        signatures.text = (const char *)bytes;
+        signatures.length = (size_t)entry->size;
+    } else if (entry != NULL) {
+        signatures.text = ""; /* not read: its size alone is wrong */
+        signatures.length = (size_t)entry->size;
+    }
+    status = umdi_signature_check(predictor->manifest_text, signatures, keys);
+    umdi_delete(&predictor->allocator, bytes);
+    if (status == UMD_OK)
+        predictor->signature = UMD_SIGNATURE_VERIFIED;
+    return status;
+}
+
 static umd_status read_manifest(umd_predictor *predictor, const umd_open_options *options)
 {
     const umdi_entry *entry =
@@ -70,6 +101,8 @@ static umd_status read_manifest(umd_predictor *predictor, const umd_open_options
                            "this is bundle %s, not the one that was asked for by its SHA-256; "
                            "do not use it",
                            predictor->sha256);
+    if (status == UMD_OK)
+        status = check_signature(predictor, options->public_keys);
     if (status == UMD_OK)
         status = umdi_manifest_parse(&predictor->arena, predictor->manifest_text,
                                      &predictor->manifest);

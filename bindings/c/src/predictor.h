@@ -46,6 +46,7 @@ struct umd_predictor {
     umdi_manifest manifest;
     umdi_text manifest_text;
     char sha256[UMDI_SHA256_HEX];
+    int32_t signature; /* UMD_UNSIGNED, ... */
     const umdi_variant *variant;
     const char *int8_path;
     umdi_tokenizer tokenizer;
