@@ -20,6 +20,7 @@ from ._audit import AuditLog
 from ._bundle import Bundle
 from ._deadline import CancelToken, limited
 from ._encoded import EncodedImage
+from ._fhir import fhir_report, write_fhir
 from ._gallery import Gallery
 from ._image import DicomFacts
 from ._manifest import Manifest
@@ -36,6 +37,7 @@ from ._results import (
     Finding,
     Timing,
 )
+from ._sr import sr_report, write_sr
 from .errors import (
     AuditError,
     AuditWriteError,

@@ -7,8 +7,11 @@ from typing import Any
 
 import click
 
+from .._deadline import limited
+from .._map import WORKERS
 from .._predictor import Predictor
 from .._results import answers_to_dict
+from ._archive import write_archive
 from ._options import (
     as_json,
     coverage_option,
@@ -17,10 +20,18 @@ from ._options import (
     with_audited_predictor,
 )
 from ._output import each_image, percent, table
+from ._reports import ReportFiles, with_reports
 
 __all__ = ["ask", "classify"]
 
 _SHOWN = 12
+timeout_option = click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Limit for one image; one that takes longer is reported and the others go on.",
+)
 
 
 @click.command()
@@ -45,6 +56,7 @@ _SHOWN = 12
 )
 @coverage_option
 @frame_option
+@with_reports
 @with_audited_predictor
 @as_json
 def classify(
@@ -57,6 +69,7 @@ def classify(
     specificity: float | None,
     coverage: float | None,
     frame: int | None,
+    reports: ReportFiles,
     as_json: bool,
 ) -> int:
     """Classify images by one task.
@@ -66,10 +79,12 @@ def classify(
     \b
     umd-edge classify chest.dcm --task chest-xray --json
     umd-edge classify lesion.jpg --task skin-lesion --structured '{"itch": true, "age": 61}'
+    umd-edge classify archive/ --task chest-xray --out results.csv
 
     An image that cannot be used is reported and the others go on; the exit code is then 4.
     """
     values = read_structured(structured)
+    reports.prepare(images)
 
     def predict(image: str) -> Mapping[str, Any]:
         result = predictor.classify(
@@ -82,7 +97,7 @@ def classify(
             specificity=specificity,
             coverage=coverage,
         )
-        return result.to_dict()
+        return {**result.to_dict(), **reports.write(image, result)}
 
     return each_image(images, predict, _show_classification, as_json=as_json)
 
@@ -95,6 +110,7 @@ def classify(
 )
 @coverage_option
 @frame_option
+@with_reports
 @with_audited_predictor
 @as_json
 def ask(
@@ -104,6 +120,7 @@ def ask(
     task: str | None,
     coverage: float | None,
     frame: int | None,
+    reports: ReportFiles,
     as_json: bool,
 ) -> int:
     """Ask questions about an image.
@@ -113,11 +130,12 @@ def ask(
     \b
     umd-edge ask scan.png "Is this a CT?" "What plane is shown?"
     """
+    reports.prepare([image])
 
     def predict(path: str) -> Mapping[str, Any]:
         encoded = predictor.encode(path, frame=frame)
         answers = [encoded.ask(question, task=task, coverage=coverage) for question in questions]
-        return answers_to_dict(answers, encoded.timing)
+        return {**answers_to_dict(answers, encoded.timing), **reports.write(path, answers)}
 
     return each_image([image], predict, _show_answers, as_json=as_json)
 
