@@ -116,7 +116,11 @@ __all__ = [
     "UnknownTaskError",
     "UsageError",
     "__version__",
+    "fhir_report",
     "limited",
+    "sr_report",
+    "write_fhir",
+    "write_sr",
 ]
 
 logging.getLogger("umd_edge").addHandler(logging.NullHandler())
