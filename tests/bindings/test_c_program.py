@@ -139,10 +139,9 @@ def test_valgrind_finds_nothing(broken: bool, tiny_bundle: Path, tmp_path: Path)
         lacking("valgrind", "no valgrind on the path")
     sources = [PROGRAM, *SOURCES]
     if broken:  # what it must notice: a byte behind the end of a block
-        text = PROGRAM.read_text().replace(
-            "uint8_t *bytes, unsigned seed)\n{",
-            "uint8_t *bytes, unsigned seed)\n{\n    uint8_t *volatile block = malloc(8);\n    seed += block[9];",
-        )
+        head = "uint8_t *bytes, unsigned seed)\n{\n"
+        fault = "    uint8_t *volatile block = malloc(8);\n    seed += block[9];\n"
+        text = PROGRAM.read_text().replace(head, head + fault)
         sources[0] = tmp_path / "broken.c"
         sources[0].write_text(text)
     program = build(tmp_path / "program", ["-g", "-O0"], sources)

@@ -1,4 +1,4 @@
-"""Signatures of bundles in the C library: the same files and keys as Python's, the same verdicts."""
+"""Signatures of bundles in the C library: the files, keys and verdicts of the Python runtime."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _key(seed: int) -> ed25519.Ed25519PrivateKey:
 
 
 def _raw(seed: int) -> bytes:
-    return _key(seed).public_key().public_bytes_raw()
+    return bytes(_key(seed).public_key().public_bytes_raw())
 
 
 def _pem(seed: int) -> bytes:
@@ -68,7 +68,7 @@ def _bundle(folder: Path, signature: bytes | None, manifest: bytes | None = None
 
 
 def _signed(seed: int) -> bytes:
-    return _key(seed).sign(tiny_files()["manifest.json"])
+    return bytes(_key(seed).sign(tiny_files()["manifest.json"]))
 
 
 def _state(path: Path, keys: bytes | None) -> int:
@@ -87,7 +87,9 @@ def _state(path: Path, keys: bytes | None) -> int:
         pytest.param(lambda: _raw(2).hex().encode() + b"\r\n" + _pem(1), id="second of two"),
     ],
 )
-def test_a_bundle_signed_by_a_key_that_is_known_is_opened(keys, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_bundle_signed_by_a_known_key_is_opened(
+    keys: Callable[[], bytes], tmp_path: Path
+) -> None:
     assert _state(_bundle(tmp_path, _signed(1)), keys()) == VERIFIED
 
 
@@ -134,8 +136,12 @@ def _flipped(data: bytes, bit: int) -> bytes:
         pytest.param(lambda: _signed(1), lambda: b"no JSON", id="before it is parsed"),
     ],
 )
-def test_what_is_not_signed_by_the_key_is_refused(signature, manifest, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    path = _bundle(tmp_path, signature(), manifest and manifest())
+def test_what_is_not_signed_by_the_key_is_refused(
+    signature: Callable[[], bytes | None],
+    manifest: Callable[[], bytes] | None,
+    tmp_path: Path,
+) -> None:
+    path = _bundle(tmp_path, signature(), None if manifest is None else manifest())
     with pytest.raises(CError) as caught:
         CPredictor(path, public_keys=_pem(1))
     assert caught.value.name == "BundleSignatureError"
