@@ -33,7 +33,7 @@ from .errors import AuditError, AuditWriteError, UsageError
 if TYPE_CHECKING:
     from ._results import Result
 
-__all__ = ["AuditLog"]
+__all__ = ["AuditLog", "keyed_hash", "read_secret"]
 
 MIN_BYTES = 4096
 _SECRET_BYTES = 32
@@ -95,7 +95,10 @@ class AuditLog:
         try:
             with _telling(self.path):
                 place = Path(secret) if secret else self.path.with_name(self.path.name + ".secret")
-                self._secret = _read_secret(place)
+                if not place.exists():
+                    made = secrets.token_hex(_SECRET_BYTES).encode("ascii")
+                    write_whole(place, made + b"\n", private=True)
+                self._secret = read_secret(place)
                 self._attach()
         except BaseException:
             self.close()
@@ -187,7 +190,7 @@ class AuditLog:
             kind: `question`, `text` or `structured`.
             value: Text, or an object of JSON values.
         """
-        return _keyed_hash(self._secret, kind, value)
+        return keyed_hash(self._secret, kind, value)
 
     def _inputs(self, image: Mapping[str, str], given: Mapping[str, Any]) -> dict[str, Any]:
         keyed = {
@@ -320,10 +323,11 @@ class AuditLog:
 
     def _secret_name(self) -> str:
         """Tells which secret a log was written with, and nothing of it."""
-        return _keyed_hash(self._secret, "name", "")[:16]
+        return keyed_hash(self._secret, "name", "")[:16]
 
 
-def _keyed_hash(secret: bytes, kind: str, value: Any) -> str:
+def keyed_hash(secret: bytes, kind: str, value: Any) -> str:
+    """See `AuditLog.keyed_hash`."""
     content = dump_canonical({"kind": kind, "value": value})
     return hmac.new(secret, content, hashlib.sha256).hexdigest()
 
@@ -344,10 +348,14 @@ def _outcome(result: Result) -> dict[str, Any]:
     raise UsageError(f"{type(result).__name__} given; a Classification or an Answer is recorded")
 
 
-def _read_secret(path: Path) -> bytes:
-    """The secret at `path`, which is made where it is missing."""
-    if not path.exists():
-        write_whole(path, secrets.token_hex(_SECRET_BYTES).encode() + b"\n", private=True)
+def read_secret(path: Path) -> bytes:
+    """The secret of a log.
+
+    Raises:
+        AuditError: The file is missing, or holds something else.
+    """
+    if not path.is_file():
+        raise AuditError(f"the audit log's secret is not at {str(path)!r}; put it there")
     text = path.read_bytes()[:1024].strip()
     if not _SECRET.fullmatch(text):
         raise AuditError(

@@ -230,7 +230,9 @@ def _check_order(link: Link, before: Link | None) -> None:
     if before is None:
         return
     if link.record["previous"] != before.sha256:
-        raise _broken(link.file, link.line, "does not follow the line before it")
+        raise _broken(
+            link.file, link.line, "does not follow the one before: one was changed or taken out"
+        )
     if link.record["seq"] != before.record["seq"] + 1:
         raise _broken(link.file, link.line, "has another number than the next one")
 

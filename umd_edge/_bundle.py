@@ -119,6 +119,15 @@ class Bundle:
         """Whether a `manifest.sig` is there; `signed_by` says whether it was checked."""
         return _SIGNATURE in self._container.sizes
 
+    @property
+    def signatures(self) -> bytes:
+        """The bytes of `manifest.sig`, 64 for each signature; none where there is no such file.
+
+        Raises:
+            BundleSignatureError: It has another size than 64 bytes times 1 to 8.
+        """
+        return _read_signatures(self._container) if self.is_signed else b""
+
     def read(self, name: str) -> bytes:
         """Bytes of one listed file, after its size and SHA-256 were compared.
 
@@ -168,17 +177,22 @@ class Bundle:
 def _check_signature(
     path: Path, container: Container, manifest_bytes: bytes, keys: Sequence[PublicKey]
 ) -> PublicKey:
-    size = container.sizes.get(_SIGNATURE)
-    if size is None:
+    if _SIGNATURE not in container.sizes:
         raise BundleSignatureError(
             f"{str(path)!r} is not signed, and a signature is asked for; get the signed bundle, or "
             "sign it: umd-edge-export sign"
         )
-    if size > MAX_SIGNATURES * SIGNATURE_BYTES:
+    return verify_signatures(manifest_bytes, _read_signatures(container), keys)
+
+
+def _read_signatures(container: Container) -> bytes:
+    size = container.sizes[_SIGNATURE]
+    if size % SIGNATURE_BYTES or not 0 < size <= MAX_SIGNATURES * SIGNATURE_BYTES:
         raise BundleSignatureError(
-            f"manifest.sig has {size} bytes; at most {MAX_SIGNATURES * SIGNATURE_BYTES} are allowed"
+            f"manifest.sig has {size} bytes; {SIGNATURE_BYTES} for each of 1 to {MAX_SIGNATURES} "
+            "signatures are allowed. Sign the bundle again"
         )
-    return verify_signatures(manifest_bytes, container.read(_SIGNATURE), keys)
+    return container.read(_SIGNATURE)
 
 
 def file_entries(files: Mapping[str, bytes]) -> dict[str, FileEntry]:

@@ -133,20 +133,13 @@ def verify_signatures(data: bytes, signatures: bytes, keys: Sequence[PublicKey])
 
     Args:
         data: The signed bytes: those of `manifest.json`.
-        signatures: The bytes of `manifest.sig`.
+        signatures: One or several of 64 bytes, one behind the other.
         keys: At least one.
 
     Raises:
-        BundleSignatureError: None is right, or `signatures` has another size than 64 bytes times
-            1 to 8.
+        BundleSignatureError: None is right.
         MissingDependencyError: `cryptography` is not installed.
     """
-    count, rest = divmod(len(signatures), SIGNATURE_BYTES)
-    if rest or not 1 <= count <= MAX_SIGNATURES:
-        raise BundleSignatureError(
-            f"manifest.sig has {len(signatures)} bytes; {SIGNATURE_BYTES} for each of 1 to "
-            f"{MAX_SIGNATURES} signatures are allowed. Sign the bundle again"
-        )
     ed25519, invalid = _library()
     for key in keys:
         public = ed25519.Ed25519PublicKey.from_public_bytes(key.raw)

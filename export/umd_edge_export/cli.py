@@ -16,6 +16,7 @@ from .distil_cli import distil, distil_report, soft_targets
 from .qat_cli import qat
 from .quantize_cli import quantize
 from .report_cli import report
+from .sign_cli import keygen, sign
 from .tensorrt_cli import tensorrt
 
 __all__ = ["main", "run"]
@@ -41,6 +42,8 @@ cli.add_command(distil)
 cli.add_command(distil_report)
 cli.add_command(soft_targets)
 cli.add_command(qat)
+cli.add_command(keygen)
+cli.add_command(sign)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
