@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ..errors import InputError, MissingDependencyError, UmdEdgeError
+from ..errors import DeadlineExceededError, InputError, MissingDependencyError, UmdEdgeError
 
 __all__ = ["each_image", "emit", "note", "percent", "progress", "report", "table"]
 
@@ -48,13 +48,14 @@ def each_image(
         as_json: Print JSON Lines.
 
     Returns:
-        Exit code: 4 if an image could not be used, 5 if only optional packages were missing, or 0.
+        Exit code: 4 if an image could not be used, 5 if only optional packages or time were
+        missing, or 0.
     """
     codes = []
     for index, image in enumerate(images):
         try:
             result = predict(image)
-        except (InputError, MissingDependencyError) as error:
+        except (InputError, MissingDependencyError, DeadlineExceededError) as error:
             codes.append(error.exit_code)
             message = report(image, error)
             result = {"error": {"type": type(error).__name__, "message": message}}

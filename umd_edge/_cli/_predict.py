@@ -8,10 +8,9 @@ from typing import Any
 import click
 
 from .._deadline import limited
-from .._map import WORKERS
 from .._predictor import Predictor
 from .._results import answers_to_dict
-from ._archive import write_archive
+from ._archive import Archive, archive_options
 from ._options import (
     as_json,
     coverage_option,
@@ -56,6 +55,8 @@ timeout_option = click.option(
 )
 @coverage_option
 @frame_option
+@archive_options
+@timeout_option
 @with_reports
 @with_audited_predictor
 @as_json
@@ -69,12 +70,15 @@ def classify(
     specificity: float | None,
     coverage: float | None,
     frame: int | None,
+    out: str | None,
+    workers: int,
+    timeout_s: float | None,
     reports: ReportFiles,
     as_json: bool,
 ) -> int:
     """Classify images by one task.
 
-    IMAGE is a PNG, JPEG or DICOM file.
+    IMAGE is a PNG, JPEG or DICOM file; with --out also a folder, with all folders in it.
 
     \b
     umd-edge classify chest.dcm --task chest-xray --json
@@ -83,20 +87,22 @@ def classify(
 
     An image that cannot be used is reported and the others go on; the exit code is then 4.
     """
-    values = read_structured(structured)
+    options: dict[str, Any] = {
+        "text": text,
+        "structured": read_structured(structured),
+        "frame": frame,
+        "sensitivity": sensitivity,
+        "specificity": specificity,
+        "coverage": coverage,
+    }
+    if out is not None:
+        archive = Archive(predictor, task, out, workers, timeout_s, options)
+        return archive.write(images, reports, as_json=as_json)
     reports.prepare(images)
 
     def predict(image: str) -> Mapping[str, Any]:
-        result = predictor.classify(
-            image,
-            task,
-            text=text,
-            structured=values,
-            frame=frame,
-            sensitivity=sensitivity,
-            specificity=specificity,
-            coverage=coverage,
-        )
+        with limited(timeout_s=timeout_s):
+            result = predictor.classify(image, task, **options)
         return {**result.to_dict(), **reports.write(image, result)}
 
     return each_image(images, predict, _show_classification, as_json=as_json)
@@ -110,6 +116,7 @@ def classify(
 )
 @coverage_option
 @frame_option
+@timeout_option
 @with_reports
 @with_audited_predictor
 @as_json
@@ -120,6 +127,7 @@ def ask(
     task: str | None,
     coverage: float | None,
     frame: int | None,
+    timeout_s: float | None,
     reports: ReportFiles,
     as_json: bool,
 ) -> int:
@@ -133,8 +141,9 @@ def ask(
     reports.prepare([image])
 
     def predict(path: str) -> Mapping[str, Any]:
-        encoded = predictor.encode(path, frame=frame)
-        answers = [encoded.ask(question, task=task, coverage=coverage) for question in questions]
+        with limited(timeout_s=timeout_s):
+            encoded = predictor.encode(path, frame=frame)
+            answers = [encoded.ask(text, task=task, coverage=coverage) for text in questions]
         return {**answers_to_dict(answers, encoded.timing), **reports.write(path, answers)}
 
     return each_image([image], predict, _show_answers, as_json=as_json)

@@ -1,0 +1,166 @@
+"""`umd-edge classify --out`: a results file for a whole archive."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .._map import WORKERS, Outcome
+from .._predictor import Predictor
+from .._table import ResultTable, open_table
+from .._table_rows import run_of
+from ..errors import ImageInputError
+from ._output import emit, note, progress, report
+from ._reports import ReportFiles
+
+__all__ = ["Archive", "archive_options"]
+
+_SUFFIXES = {"", ".dcm", ".dicom", ".jpeg", ".jpg", ".png"}
+
+
+def archive_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of a results file: `out` and `workers`."""
+    workers = click.option(
+        "--workers",
+        type=click.IntRange(1, 256),
+        default=WORKERS,
+        help=f"Images at the same time, with --out. [{WORKERS}]",
+    )
+    out = click.option(
+        "--out",
+        metavar="FILE",
+        help="Write a row for each image to a .csv, .jsonl or .parquet file; a run that was "
+        "interrupted goes on where it was.",
+    )
+    return out(workers(command))
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """One run over an archive."""
+
+    predictor: Predictor
+    task: str
+    out: str
+    """The results file."""
+    workers: int
+    timeout_s: float | None
+    options: Mapping[str, Any]
+    """Further keywords of `Predictor.classify`."""
+
+    def write(self, given: Sequence[str], reports: ReportFiles, *, as_json: bool) -> int:
+        """Classify all images that have no row yet, and say how many rows there are.
+
+        Args:
+            given: Images and folders of images.
+            reports: What else is written for each image.
+            as_json: Print the summary as a JSON object.
+
+        Returns:
+            Exit code: 4 if an image could not be used, 5 if only packages or time were missing, or
+            0.
+        """
+        names = list(dict.fromkeys(os.fspath(path) for path in _expand(given)))
+        places = {_printable(name): index for index, name in enumerate(names)}
+        reports.prepare(names)
+        labels = self.predictor._engine.classification_task(self.task).outputs
+        codes: list[int] = []
+        with open_table(self.out, labels, self._run()) as rows:
+            left = [name for name in names if _printable(name) not in rows.done]
+            self._tell_resumed(rows, len(names) - len(left))
+            for outcome in self._outcomes(left):
+                image = _printable(outcome.image)
+                line = {**outcome.to_dict(), "image": image, "index": places[image]}
+                if outcome.error is not None:
+                    codes.append(outcome.error.exit_code)
+                    report(image, outcome.error)
+                elif outcome.classification is not None:
+                    line.update(reports.write(outcome.image, outcome.classification))
+                rows.add(line)
+            rows.finish()
+            summary = {
+                "out": self.out,
+                "rows": len(rows.done),
+                "new": len(left),
+                "errors": len(codes),
+            }
+        if as_json:
+            emit(summary)
+        else:
+            click.echo(
+                f"{self.out}: {summary['rows']} rows, {summary['new']} of them new, "
+                f"{summary['errors']} with an error"
+            )
+        return min(codes, default=0)
+
+    def _outcomes(self, names: Sequence[str]) -> Iterator[Outcome]:
+        with progress("classifying") as advance:
+            yield from self.predictor.map(
+                names,
+                task=self.task,
+                workers=self.workers,
+                timeout_s=self.timeout_s,
+                on_progress=lambda done, total: advance(done, total or done),
+                **self.options,
+            )
+
+    def _run(self) -> str:
+        predictor = self.predictor
+        return run_of(
+            {
+                "bundle": predictor.info.sha256,
+                "variant": predictor.variant,
+                "provider": predictor.provider,
+                "int8_path": predictor._engine.graphs.int8_path,
+                "task": self.task,
+                "options": {k: v for k, v in self.options.items() if v is not None},
+            }
+        )
+
+    def _tell_resumed(self, rows: ResultTable, done: int) -> None:
+        if rows.resumed or rows.retried:
+            note(
+                f"{self.out}: {rows.resumed} rows are there already and stay; {done} images are "
+                f"done, {rows.retried} with an error are tried again"
+            )
+
+
+def _printable(path: str) -> str:
+    """The path as text: bytes that are no UTF-8 as backslash and number."""
+    return path.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _expand(given: Sequence[str]) -> Iterator[Path | str]:
+    """Folders replaced by the images in them and in their folders, in the order of their names.
+
+    Raises:
+        ImageInputError: A folder holds no image, or cannot be read.
+    """
+    for name in given:
+        if not os.path.isdir(name):
+            yield name
+            continue
+        found = False
+        for folder, inner, files in os.walk(name, onerror=_unreadable):
+            inner[:] = sorted(item for item in inner if not item.startswith("."))
+            for file in sorted(files):
+                path = Path(folder, file)
+                if path.suffix.lower() in _SUFFIXES and not file.startswith("."):
+                    found = True
+                    yield path
+        if not found:
+            raise ImageInputError(
+                f"{name!r} holds no image; files that end in {sorted(_SUFFIXES - {''})} or in "
+                "nothing are taken"
+            )
+
+
+def _unreadable(error: OSError) -> None:
+    raise ImageInputError(
+        f"folder {str(error.filename)!r} cannot be read: {error.strerror}"
+    ) from error
