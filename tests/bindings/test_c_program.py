@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -293,6 +294,33 @@ def test_fuzzing_finds_nothing_in_a_fixed_budget(tmp_path: Path) -> None:
     _run(target, corpus, "-runs=20000", "-max_len=8192", "-seed=1", "-timeout=60")
 
 
+def _fetched_runtime(version: str, machine: str, folder: Path) -> Path:
+    """The shared library in a wheel of onnxruntime from the package index."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder]
+    command += ["--only-binary=:all:", "--python-version", "311", f"onnxruntime=={version}"]
+    for libc in ("2_28", "2_27"):
+        command += ["--platform", f"manylinux_{libc}_{machine}"]
+    if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        lacking("index", f"onnxruntime {version} for {machine} cannot be fetched")
+    with zipfile.ZipFile(next(folder.glob(f"onnxruntime-{version}-*{machine}.whl"))) as packed:
+        (name,) = [n for n in packed.namelist() if "/libonnxruntime.so." in n]
+        return Path(packed.extract(name, folder))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["1.20.1", "1.23.2"])
+def test_the_same_program_runs_with_other_versions_of_onnxruntime(
+    version: str, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    if platform.machine() != "x86_64":
+        pytest.skip("the wheels that are fetched are for x86-64")
+    runtime = _fetched_runtime(version, "x86_64", tmp_path)
+    program = _linked(tmp_path / "umd_edge_test", PROGRAM)
+    predictor = umd_edge.Predictor.load(tiny_bundle)
+    vectors = write_vectors(tmp_path / "vectors", predictor, _synthetic())
+    assert _run(program, "vectors", tiny_bundle, runtime, vectors) == "8 vectors\n"
+
+
 def _cross_compiler() -> str:
     found = shutil.which("aarch64-linux-gnu-gcc")
     if found is None:
@@ -315,14 +343,7 @@ def test_aarch64_gives_the_numbers_of_this_machine(tiny_bundle: Path, tmp_path: 
     compile_with, run_with = _cross_compiler(), shutil.which("qemu-aarch64")
     if run_with is None:
         lacking("aarch64", "no qemu-aarch64 on the path")
-    wheel = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    wheel += ["--platform", "manylinux_2_28_aarch64", "--platform", "manylinux_2_27_aarch64"]
-    wheel += ["--python-version", "311", "--dest", str(tmp_path), "onnxruntime==1.23.2"]
-    if subprocess.run(wheel, capture_output=True, check=False).returncode != 0:
-        lacking("aarch64", "onnxruntime for aarch64 cannot be fetched from the package index")
-    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as packed:
-        (name,) = [n for n in packed.namelist() if "/libonnxruntime.so." in n]
-        runtime = Path(packed.extract(name, tmp_path))
+    runtime = _fetched_runtime("1.23.2", "aarch64", tmp_path)
     program = tmp_path / "umd_edge_test"
     flags = ["-std=c11", "-O2", "-ffp-contract=off", f"-I{INCLUDE}"]
     sources = map(str, [PROGRAM, *SOURCES])
