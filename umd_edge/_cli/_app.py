@@ -9,6 +9,7 @@ import click
 
 from .. import __version__
 from .._program import Program
+from ._audit import audit
 from ._build_engine import build_engine
 from ._c_info import c_info
 from ._demo import demo
@@ -16,6 +17,7 @@ from ._inspect import doctor, info, verify
 from ._measure import bench, evaluate
 from ._predict import ask, classify
 from ._rank import rank
+from ._serve import serve
 
 __all__ = ["main", "run"]
 
@@ -45,6 +47,8 @@ for command in (
     build_engine,
     demo,
     c_info,
+    audit,
+    serve,
 ):
     cli.add_command(command)
 

@@ -1,0 +1,243 @@
+"""The routes: each takes a request apart, lets a worker do the work, and gives the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from importlib import resources
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from .. import __version__
+from .._demo import QUESTIONS
+from .._engine import check_question
+from .._results import answers_to_dict
+from .._task import TaskSpec
+from ._answers import JSONAnswer
+from ._request import Fields
+from ._service import Service, Source, picture
+
+__all__ = ["OPEN_PATHS", "Handler", "handlers"]
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+OPEN_PATHS = frozenset({"/", "/page.css", "/page.js", "/favicon.ico", "/healthz", "/readyz"})
+"""Shown without a token: they say nothing about images or the bundle."""
+
+_MOST_QUESTIONS = 64
+_CARD = "MODEL_CARD.md"
+_PAGE_TYPES = {
+    "index.html": "text/html; charset=utf-8",
+    "page.css": "text/css; charset=utf-8",
+    "page.js": "text/javascript; charset=utf-8",
+}
+
+
+def handlers(service: Service) -> dict[tuple[str, str], Handler]:
+    """(method, path) -> handler."""
+    routes = _Routes(service)
+    return {
+        ("GET", "/"): _page("index.html"),
+        ("GET", "/page.css"): _page("page.css"),
+        ("GET", "/page.js"): _page("page.js"),
+        ("GET", "/favicon.ico"): _no_icon,
+        ("GET", "/healthz"): routes.health,
+        ("GET", "/readyz"): routes.ready,
+        ("GET", "/metrics"): routes.metrics,
+        ("GET", "/openapi.json"): routes.openapi,
+        ("GET", "/v1/info"): routes.info,
+        ("GET", "/v1/tasks"): routes.tasks,
+        ("POST", "/v1/classify"): routes.classify,
+        ("POST", "/v1/ask"): routes.ask,
+        ("POST", "/v1/images"): routes.add_image,
+        ("DELETE", "/v1/images/{id}"): routes.remove_image,
+        ("POST", "/v1/preview"): routes.preview,
+    }
+
+
+def _page(name: str) -> Handler:
+    content = (resources.files(__package__) / "page" / name).read_bytes()
+
+    async def handler(request: Request) -> Response:
+        return Response(content, media_type=_PAGE_TYPES[name])
+
+    return handler
+
+
+async def _no_icon(request: Request) -> Response:
+    return Response(status_code=204)
+
+
+class _Routes:
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._predictor = service.predictor
+
+    async def health(self, request: Request) -> Response:
+        return JSONAnswer({"status": "ok"})
+
+    async def ready(self, request: Request) -> Response:
+        problem = self._service.problem
+        return JSONAnswer({"status": problem or "ready"}, status_code=503 if problem else 200)
+
+    async def metrics(self, request: Request) -> Response:
+        metrics = self._service.metrics
+        return Response(metrics.render(), headers={"content-type": metrics.media_type})
+
+    async def openapi(self, request: Request) -> Response:
+        from ._openapi import describe
+
+        return JSONAnswer(describe(self._service.options, self._predictor))
+
+    async def info(self, request: Request) -> Response:
+        bundle, options = self._predictor.bundle, self._service.options
+        manifest = bundle.manifest.to_dict()
+        manifest.pop("files")
+        card = bundle.read(_CARD).decode("utf-8") if _CARD in bundle.manifest.files else None
+        document = {
+            "sha256": bundle.sha256,
+            "size_bytes": bundle.size_bytes,
+            **manifest,
+            "model_card": card,
+            "service": {
+                "umd_edge": __version__,
+                "variant": self._predictor.variant,
+                "provider": self._predictor.provider,
+                "workers": options.workers,
+                "queue": options.queue,
+                "max_request_bytes": options.max_request_bytes,
+                "timeout_s": options.timeout_s,
+                "image_ttl_s": options.image_ttl_s,
+                "explains": False,
+            },
+        }
+        return JSONAnswer(document)
+
+    async def tasks(self, request: Request) -> Response:
+        fields = {item.name: item for item in self._predictor.manifest.structured_fields}
+
+        def described(task: TaskSpec) -> dict[str, Any]:
+            read = [fields[path] for path in task.structured_paths if path in fields]
+            return {
+                "name": task.name,
+                "kind": task.kind,
+                "outputs": list(task.outputs),
+                "multi_label": task.multi_label,
+                "reads_text": bool(task.text_paths),
+                "reads": [
+                    {
+                        "name": item.name,
+                        "kind": item.kind,
+                        "unit": item.unit,
+                        "categories": list(item.categories),
+                    }
+                    for item in read
+                ],
+                "applies_to": {key: list(values) for key, values in task.applies_to.items()},
+            }
+
+        tasks = [described(task) for task in self._predictor.tasks]
+        asks = any(task.kind == "vqa" for task in self._predictor.tasks)
+        return JSONAnswer({"tasks": tasks, "suggestions": [*QUESTIONS.values()] if asks else []})
+
+    async def classify(self, request: Request) -> Response:
+        def prepare(fields: Fields) -> Callable[[Source], Mapping[str, Any]]:
+            task = fields.take_text("task")
+            given: dict[str, Any] = {
+                "text": fields.take_text("text"),
+                "structured": fields.take_object("structured"),
+                "sensitivity": fields.take_number("sensitivity"),
+                "specificity": fields.take_number("specificity"),
+                "coverage": fields.take_number("coverage"),
+            }
+            _need("task", task)
+
+            def predict(source: Source) -> Mapping[str, Any]:
+                if source.stored is not None:
+                    return source.stored.classify(str(task), **given).to_dict()
+                with source.frames_told():
+                    return self._predictor.classify(
+                        source.data, str(task), frame=source.frame, **given
+                    ).to_dict()
+
+            return predict
+
+        return await self._line(request, prepare)
+
+    async def ask(self, request: Request) -> Response:
+        def prepare(fields: Fields) -> Callable[[Source], Mapping[str, Any]]:
+            questions = fields.take_texts("question", "questions", most=_MOST_QUESTIONS)
+            task, coverage = fields.take_text("task"), fields.take_number("coverage")
+            for question in questions:
+                check_question(question)
+
+            def predict(source: Source) -> Mapping[str, Any]:
+                encoded = source.encoded(self._predictor)
+                answers = [
+                    encoded.ask(question, task=task, coverage=coverage) for question in questions
+                ]
+                return answers_to_dict(answers, None if source.stored else encoded.timing)
+
+            return predict
+
+        return await self._line(request, prepare)
+
+    async def _line(
+        self, request: Request, prepare: Callable[[Fields], Callable[[Source], Mapping[str, Any]]]
+    ) -> Response:
+        """What the command prints with `--json` for one image."""
+        service = self._service
+        with service.queue.admit() as ticket:
+            fields = await service.read(request, ticket)
+            predict = prepare(fields)
+            source = service.source(fields)
+            fields.finish()
+            result = await service.work(request, ticket, lambda: predict(source))
+        line = {"image": source.name, "index": 0, **result}
+        service.count(line)
+        return JSONAnswer(line)
+
+    async def add_image(self, request: Request) -> Response:
+        service = self._service
+        with service.queue.admit() as ticket:
+            fields = await service.read(request, ticket)
+            source = service.source(fields)
+            fields.finish()
+            encoded = await service.work(request, ticket, lambda: source.encoded(self._predictor))
+        facts = encoded.dicom
+        return JSONAnswer(
+            {
+                "image_id": service.keep(source, encoded),
+                "expires_s": service.options.image_ttl_s,
+                "frames": 1 if facts is None else facts.frames,
+                "frame": source.frame,
+                "timing_ms": encoded.timing.to_dict(),
+            },
+            status_code=201,
+        )
+
+    async def remove_image(self, request: Request) -> Response:
+        self._service.images.remove(request.path_params["id"])
+        return Response(status_code=204)
+
+    async def preview(self, request: Request) -> Response:
+        def draw() -> tuple[bytes, int]:
+            pixels, frames = source.pixels()
+            return picture(pixels), frames
+
+        service = self._service
+        with service.queue.admit() as ticket:
+            fields = await service.read(request, ticket)
+            source = service.source(fields)
+            fields.finish()
+            drawn, frames = await service.work(request, ticket, draw)
+        headers = {"x-image-frames": str(frames)}
+        return Response(drawn, media_type="image/png", headers=headers)
+
+
+def _need(name: str, value: object) -> None:
+    from ._errors import BadRequestError
+
+    if value is None:
+        raise BadRequestError(f"{name!r} is missing")

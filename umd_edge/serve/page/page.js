@@ -1,0 +1,421 @@
+// The page of the local service: one image at a time, questions and tasks about it.
+// Everything that comes from an image, a question or the bundle is shown as text, never as markup.
+
+const byId = (id) => document.getElementById(id);
+const state = { token: "", file: null, frame: null, imageId: null, turn: 0, plain: "", heat: "" };
+
+class ServiceError extends Error {
+  constructor(status, error) {
+    super(error.message);
+    this.status = status;
+    this.type = error.type;
+    this.frames = error.frames;
+  }
+}
+
+async function call(method, path, body, kind) {
+  const headers = state.token ? { authorization: `Bearer ${state.token}` } : {};
+  if (kind) headers["content-type"] = kind;
+  let response;
+  try {
+    response = await fetch(path, { method, headers, body, cache: "no-store" });
+  } catch {
+    throw new ServiceError(0, { type: "NoAnswer", message: "The service does not answer." });
+  }
+  if (response.ok) return response;
+  let error = { type: "NoAnswer", message: `The service answered with status ${response.status}.` };
+  try {
+    error = (await response.json()).error;
+  } catch { /* an answer that is not ours */ }
+  throw new ServiceError(response.status, error);
+}
+
+const post = (path, fields) => call("POST", path, JSON.stringify(fields), "application/json");
+
+function upload(path) {
+  const form = new FormData();
+  if (state.frame !== null) form.append("frame", String(state.frame));
+  form.append("image", state.file, "image");
+  return call("POST", path, form);
+}
+
+function element(name, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(name), properties);
+  made.append(...children);
+  return made;
+}
+
+function say(text) {
+  byId("state").textContent = text;
+}
+
+function complain(error) {
+  byId("problem").textContent = error ? error.message : "";
+  byId("problem").hidden = !error;
+}
+
+// --- the image -----------------------------------------------------------------------------------
+
+function show(url, of = "") {
+  byId("preview").src = url;
+  byId("preview").alt = of ? `Heat map over the image: ${of}` : "The image as the model reads it";
+}
+
+function release() {
+  for (const key of ["plain", "heat"]) {
+    if (state[key]) URL.revokeObjectURL(state[key]);
+    state[key] = "";
+  }
+  byId("heat").hidden = true;
+}
+
+function ready(yes) {
+  byId("ask-button").disabled = !yes;
+  for (const button of document.querySelectorAll(".buttons button")) button.disabled = !yes;
+}
+
+async function open(file, frame = null) {
+  const turn = ++state.turn;
+  const old = state.imageId;
+  Object.assign(state, { file, frame, imageId: null });
+  if (old) call("DELETE", `/v1/images/${old}`).catch(() => {});
+  complain(null);
+  ready(false);
+  say("Reading the image ...");
+  try {
+    const response = await upload("/v1/preview");
+    const drawn = await response.blob();
+    if (turn !== state.turn) return;
+    release();
+    state.plain = URL.createObjectURL(drawn);
+    show(state.plain);
+    offerFrames(Number(response.headers.get("x-image-frames")), frame ?? 1);
+    byId("figure").hidden = false;
+    byId("invitation").hidden = true;
+    byId("caption").textContent = file.name;
+    ready(true);
+    say("Ready.");
+  } catch (error) {
+    if (turn !== state.turn) return;
+    if (error.frames && frame === null) {
+      await open(file, 1); // the user sees and moves the number of the frame
+      return;
+    }
+    release();
+    byId("figure").hidden = true;
+    byId("invitation").hidden = false;
+    byId("frames").hidden = true;
+    state.file = null;
+    say("");
+    complain(error);
+  }
+}
+
+function offerFrames(frames, frame) {
+  byId("frames").hidden = frames < 2;
+  byId("frame").max = String(frames);
+  byId("frame").value = String(frame);
+  byId("frame-shown").textContent = `${frame} of ${frames}`;
+}
+
+async function encoded() {
+  if (state.imageId === null) {
+    const turn = state.turn;
+    const { image_id: imageId } = await (await upload("/v1/images")).json();
+    if (turn === state.turn) state.imageId = imageId;
+    return imageId;
+  }
+  return state.imageId;
+}
+
+// The service forgets images after some minutes: it is given the image once more then.
+async function about(path, fields) {
+  try {
+    return await post(path, { image_id: await encoded(), ...fields });
+  } catch (error) {
+    if (error.status !== 404 || error.type !== "NotFoundError") throw error;
+    state.imageId = null;
+    return post(path, { image_id: await encoded(), ...fields });
+  }
+}
+
+// --- results -------------------------------------------------------------------------------------
+
+const percent = (probability) => `${(100 * probability).toFixed(1)} %`;
+
+function bars(items) {
+  const list = element("ul", { className: "bars" });
+  for (const { label, probability, first, note } of items) {
+    const fill = element("span");
+    fill.style.width = `${100 * probability}%`;
+    const bar = element("span", { className: "bar" }, fill);
+    bar.setAttribute("aria-hidden", "true");
+    list.append(
+      element(
+        "li",
+        { className: first ? "first" : "" },
+        element("span", { className: "label" }, note ? `${label} (${note})` : label),
+        bar,
+        element("span", { className: "percent" }, percent(probability)),
+      ),
+    );
+  }
+  return list;
+}
+
+const STATUS = {
+  ok: "ok",
+  abstain: "abstains: not sure enough",
+  out_of_distribution: "unlike what the model knows",
+  outside_intended_use: "outside the intended use",
+};
+
+function badge(status, reason) {
+  const shown = element("p", { className: "reason" });
+  const word = STATUS[status] ?? status;
+  shown.append(element("span", { className: `badge ${status}` }, word));
+  if (reason) shown.append(` ${reason}`);
+  return shown;
+}
+
+function add(card) {
+  byId("nothing").hidden = true;
+  byId("results").prepend(card);
+}
+
+function answerCard(answer) {
+  const card = element("article", {}, element("h3", {}, answer.question));
+  if (answer.answer) card.append(element("p", { className: "answer" }, answer.answer));
+  card.append(badge(answer.status, answer.reason));
+  if (answer.answer) {
+    const first = { label: answer.answer, probability: answer.probability, first: true };
+    const others = answer.alternatives.map((item) => ({ ...item, label: item.answer }));
+    card.append(bars([first, ...others]));
+    card.append(...heatButton(answer.question, { question: answer.question }));
+  }
+  return card;
+}
+
+function taskCard(line, structured) {
+  const card = element("article", {}, element("h3", {}, line.task));
+  const ranked = [...line.findings].sort((a, b) => b.probability - a.probability);
+  const positive = ranked.filter((finding) => finding.positive).map((finding) => finding.label);
+  if (ranked.length) {
+    card.append(element("p", { className: "answer" }, positive.join(", ") || "none positive"));
+  }
+  card.append(badge(line.status, line.reason));
+  if (ranked.length) {
+    const marked = (finding) => ({
+      ...finding,
+      first: finding.positive,
+      note: finding.positive ? "positive" : "",
+    });
+    card.append(bars(ranked.map(marked)));
+    card.append(...heatButton(line.task, { task: line.task, ...structured }));
+  }
+  return card;
+}
+
+async function during(text, work) {
+  const turn = state.turn;
+  complain(null);
+  ready(false);
+  say(text);
+  byId("main").setAttribute("aria-busy", "true");
+  try {
+    await work(() => turn === state.turn);
+    say("Ready.");
+  } catch (error) {
+    say("");
+    if (turn === state.turn) complain(error);
+  } finally {
+    byId("main").removeAttribute("aria-busy");
+    ready(state.file !== null);
+  }
+}
+
+function ask(question) {
+  return during("Answering ...", async (current) => {
+    const line = await (await about("/v1/ask", { question })).json();
+    if (current()) for (const answer of line.answers) add(answerCard(answer));
+  });
+}
+
+function classify(task) {
+  return during("Classifying ...", async (current) => {
+    const given = valuesOf(task);
+    const line = await (await about("/v1/classify", { task: task.name, ...given })).json();
+    if (current()) add(taskCard(line, given));
+  });
+}
+
+// --- heat maps -----------------------------------------------------------------------------------
+
+function heatButton(title, fields) {
+  if (!state.explains) return [];
+  const button = element("button", { type: "button", className: "plain" }, "Where it looked");
+  button.setAttribute("aria-label", `Where it looked: ${title}`);
+  button.addEventListener("click", () => drawHeat(title, fields, button));
+  return [button];
+}
+
+function drawHeat(title, fields, button) {
+  return during("Drawing the heat map ...", async (current) => {
+    let response;
+    try {
+      response = await about("/v1/explain", { ...fields, format: "png" });
+    } catch (error) {
+      if (error.type === "UnprovenMapError" && !fields.unproven) {
+        button.textContent = "Show the unproven map";
+        const again = button.cloneNode(true);
+        again.addEventListener("click", () =>
+          drawHeat(`${title} (unproven)`, { ...fields, unproven: true }, again),
+        );
+        button.replaceWith(again);
+      }
+      throw error;
+    }
+    const drawn = await response.blob();
+    if (!current()) return;
+    if (state.heat) URL.revokeObjectURL(state.heat);
+    state.heat = URL.createObjectURL(drawn);
+    byId("heat-of").textContent = title;
+    byId("heat-on").checked = true;
+    byId("heat").hidden = false;
+    show(state.heat, title);
+  });
+}
+
+byId("heat-on").addEventListener("change", (event) => {
+  if (event.target.checked) show(state.heat, byId("heat-of").textContent);
+  else show(state.plain);
+});
+
+// --- what the bundle offers ----------------------------------------------------------------------
+
+function fieldFor(item) {
+  const name = item.name.split(".").pop().replaceAll("_", " ");
+  const unit = item.unit ? ` (${item.unit === "a" ? "years" : item.unit})` : "";
+  let input;
+  if (item.kind === "numeric") {
+    input = element("input", { type: "number", step: "any" });
+  } else {
+    const choices = item.kind === "binary" ? ["yes", "no"] : item.categories;
+    input = element("select", {}, element("option", { value: "" }, "not known"));
+    for (const choice of choices) input.append(element("option", { value: choice }, choice));
+  }
+  input.dataset.name = item.name;
+  input.dataset.kind = item.kind;
+  return element("label", {}, name + unit, input);
+}
+
+function valuesOf(task) {
+  const given = {};
+  const structured = {};
+  for (const item of task.reads) {
+    const input = document.querySelector(`[data-name="${CSS.escape(item.name)}"]`);
+    if (!input || input.value === "") continue;
+    if (item.kind === "numeric") structured[item.name] = Number(input.value);
+    else if (item.kind === "binary") structured[item.name] = input.value === "yes";
+    else structured[item.name] = input.value;
+  }
+  if (Object.keys(structured).length) given.structured = structured;
+  const text = byId("text-field");
+  if (task.reads_text && text && text.value.trim()) given.text = text.value;
+  return given;
+}
+
+function offer(tasks, suggestions) {
+  const classifying = tasks.filter((task) => task.kind === "classification");
+  byId("tasks").replaceChildren(
+    ...classifying.map((task) => {
+      const button = element("button", { type: "button", disabled: true }, task.name);
+      button.addEventListener("click", () => classify(task));
+      return button;
+    }),
+  );
+  byId("suggestions").replaceChildren(
+    ...suggestions.map((question) => {
+      const button = element("button", { type: "button", className: "plain" }, question);
+      button.disabled = true;
+      button.addEventListener("click", () => {
+        byId("question").value = question;
+        ask(question);
+      });
+      return button;
+    }),
+  );
+  byId("suggested").replaceChildren(
+    ...suggestions.map((question) => element("option", { value: question })),
+  );
+  const fields = new Map(classifying.flatMap((task) => task.reads.map((item) => [item.name, item])));
+  byId("value-fields").replaceChildren(...[...fields.values()].map(fieldFor));
+  if (classifying.some((task) => task.reads_text)) {
+    byId("value-fields").append(
+      element("label", {}, "text about the patient", element("input", { type: "text", id: "text-field" })),
+    );
+  }
+  byId("values").hidden = byId("value-fields").children.length === 0;
+}
+
+async function start() {
+  try {
+    const info = await (await call("GET", "/v1/info")).json();
+    const { tasks, suggestions } = await (await call("GET", "/v1/tasks")).json();
+    state.explains = info.service.explains;
+    byId("bundle").textContent =
+      `${info.name} ${info.version}, ${info.service.variant} on ${info.service.provider}, ` +
+      `${info.sha256.slice(0, 12)}`;
+    byId("bundle").title = info.sha256;
+    byId("access").hidden = true;
+    byId("main").hidden = false;
+    offer(tasks, suggestions);
+    complain(null);
+    document.documentElement.dataset.started = "yes";
+  } catch (error) {
+    byId("bundle").textContent = error.status === 401 ? "a token is needed" : error.message;
+    byId("access").hidden = error.status !== 401;
+    byId("main").hidden = error.status === 401;
+    if (error.status === 401) byId("token").focus();
+  }
+}
+
+byId("access").addEventListener("submit", (event) => {
+  event.preventDefault();
+  state.token = byId("token").value.trim();
+  start();
+});
+byId("ask").addEventListener("submit", (event) => {
+  event.preventDefault();
+  if (state.file && byId("question").value.trim()) ask(byId("question").value);
+});
+byId("file").addEventListener("change", (event) => {
+  const [file] = event.target.files;
+  if (file) open(file);
+  event.target.value = ""; // the same file may be chosen again
+});
+byId("frame").addEventListener("input", (event) => {
+  byId("frame-shown").textContent = `${event.target.value} of ${event.target.max}`;
+});
+byId("frame").addEventListener("change", (event) => open(state.file, Number(event.target.value)));
+for (const kind of ["dragenter", "dragover"]) {
+  document.addEventListener(kind, (event) => {
+    event.preventDefault();
+    byId("drop").classList.add("over");
+  });
+}
+for (const kind of ["dragleave", "drop"]) {
+  document.addEventListener(kind, (event) => {
+    event.preventDefault();
+    byId("drop").classList.remove("over");
+  });
+}
+document.addEventListener("drop", (event) => {
+  const [file] = event.dataTransfer.files;
+  if (file) open(file);
+});
+document.addEventListener("paste", (event) => {
+  const [file] = event.clipboardData.files;
+  if (file) open(file);
+});
+start();
