@@ -12,7 +12,8 @@ from .errors import ImageInputError
 __all__ = [
     "MAX_PIXELS",
     "check_size",
-    "jpeg2000_size",
+    "compressed_size",
+    "is_whole_codestream",
     "jpeg_facts",
     "jpeg_size",
     "png_facts",
@@ -133,13 +134,32 @@ def jpeg_facts(data: bytes, name: str) -> tuple[int, int]:
     return size
 
 
-def jpeg2000_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height of a JPEG 2000 codestream, bare or in a box; None where there is none."""
+def _jpeg2000_start(data: bytes) -> int:
+    """Where a JPEG 2000 codestream begins, bare or in a box; -1 where there is none."""
     start = data.find(b"\xff\x4f\xff\x51", 0, 4096)
-    if start < 0 or len(data) < start + 24:
+    return start if len(data) >= start + 24 else -1
+
+
+def compressed_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height of a JPEG, JPEG-LS or JPEG 2000 codestream; None where it is neither."""
+    if data[:2] == b"\xff\xd8":
+        return jpeg_size(data)
+    start = _jpeg2000_start(data)
+    if start < 0:
         return None
     numbers = [
         int.from_bytes(data[start + 8 + 4 * index : start + 12 + 4 * index], "big")
         for index in range(4)
     ]
     return numbers[0] - numbers[2], numbers[1] - numbers[3]
+
+
+def is_whole_codestream(data: bytes) -> bool:
+    """Whether a JPEG, JPEG-LS or JPEG 2000 codestream ends with its end marker.
+
+    Decoders fill in what is missing from one that is cut off, and say nothing.
+    """
+    if data[:2] != b"\xff\xd8" and _jpeg2000_start(data) < 0:
+        return False
+    # At most one byte of padding follows in DICOM; some writers add a few more.
+    return b"\xff\xd9" in data[-16:]

@@ -32,8 +32,13 @@ def test_structured_report_is_refused():
         HighBit=None,
         PhotometricInterpretation=None,
     )
-    with pytest.raises(DicomInputError, match="structured reports"):
+    with pytest.raises(DicomInputError, match="structured report"):
         load_image(report)
+
+
+def test_structured_report_with_pixels_is_refused_too():
+    with pytest.raises(DicomInputError, match=r"SOPClassUID \(0008,0016\).*structured report"):
+        load_image(make_dicom(GREY, SOPClassUID="1.2.840.10008.5.1.4.1.1.88.33", Modality="SR"))
 
 
 @pytest.mark.parametrize(
@@ -54,7 +59,10 @@ def test_objects_that_are_no_pictures_are_refused(uid: str, told: str):
         ({"Rows": 60_000, "Columns": 60_000}, "60000 x 60000.*64 megapixels"),
         ({"Rows": 0}, "0 pixels large"),
         ({"Rows": None}, "Rows"),
-        ({"BitsStored": 12, "HighBit": 15}, "HighBit"),
+        ({"BitsStored": 12, "HighBit": 10}, "HighBit"),
+        ({"BitsStored": 12, "HighBit": 16}, "HighBit"),
+        ({"BitsStored": 0}, "BitsStored"),
+        ({"SamplesPerPixel": 3}, "SamplesPerPixel"),
         ({"PhotometricInterpretation": "HSV"}, "PhotometricInterpretation"),
         ({"PhotometricInterpretation": "ARGB"}, "PhotometricInterpretation"),
         ({"Rows": 41}, "cannot be decoded"),
@@ -63,7 +71,8 @@ def test_objects_that_are_no_pictures_are_refused(uid: str, told: str):
         ({"WindowCenter": 100, "WindowWidth": -5}, "WindowWidth"),
         ({"WindowCenter": 1, "WindowWidth": 2, "VOILUTFunction": "CUBIC"}, "VOILUTFunction"),
         ({"RescaleSlope": 0, "RescaleIntercept": 1}, "RescaleSlope"),
-        ({"PresentationLUTSequence": [pydicom.Dataset()]}, "PresentationLUTSequence"),
+        ({"PresentationLUTSequence": [pydicom.Dataset()]}, "cannot be decoded"),
+        ({"PresentationLUTShape": "LIN OD"}, "PresentationLUTShape"),
         ({"NumberOfFrames": 1000}, "1000 frames"),
         ({"NumberOfFrames": -3}, "name one"),
     ],
@@ -91,14 +100,33 @@ def test_not_a_number_in_the_header_is_refused():
         load_image(data.replace(b"20.5", b"nan "))
 
 
-def test_deflated_file_is_refused_before_it_is_unpacked():
+def _deflated(pixels: np.ndarray) -> bytes:
     from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-    data = make_dicom(
-        np.zeros((2000, 2000), np.uint8), TransferSyntaxUID=DeflatedExplicitVRLittleEndian
-    )
-    with pytest.raises(DicomInputError, match="Deflated"):
+    return make_dicom(pixels, TransferSyntaxUID=DeflatedExplicitVRLittleEndian)
+
+
+def test_deflated_file_is_unpacked_up_to_a_limit(monkeypatch: pytest.MonkeyPatch):
+    from umd_edge import _dicom_file
+
+    data = _deflated(np.zeros((2000, 2000), np.uint8))
+    assert len(data) < 10_000
+    monkeypatch.setattr(_dicom_file, "MAX_INFLATED_BYTES", 1_000_000)
+    with pytest.raises(DicomInputError, match=r"more than 1000000 bytes once unpacked"):
         load_image(data)
+
+
+@pytest.mark.parametrize("kept", [0.5, 0.9])
+def test_deflated_file_that_is_cut_off_is_refused(kept: float):
+    data = _deflated(np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8))
+    with pytest.raises(DicomInputError):
+        load_image(data[: int(kept * len(data))])
+
+
+def test_deflated_file_without_its_meta_length_is_refused():
+    data = _deflated(GREY)
+    with pytest.raises(DicomInputError, match="meta information is damaged"):
+        load_image(data[:132] + b"\x02\x00\x01\x00" + data[136:])
 
 
 @pytest.mark.parametrize("uid", ["1.2.840.10008.1.2.4.100", "1.2.3.4.5"])
@@ -202,5 +230,5 @@ def test_carried_objects_without_pixels_are_refused(name: str):
     path = Path(pydicom.__file__).parent / "data" / "test_files" / name
     if not path.is_file():
         pytest.skip(f"this pydicom does not carry {name}")
-    with pytest.raises(DicomInputError, match="without pixels"):
+    with pytest.raises(DicomInputError, match=r"SOPClassUID \(0008,0016\).*not a picture"):
         load_image(path)
