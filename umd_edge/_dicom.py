@@ -137,8 +137,8 @@ def _bits(dataset: Any, name: str) -> tuple[int, int]:
     high = int(dataset.get("HighBit", stored - 1))
     if allocated > 16 and not dataset.file_meta.TransferSyntaxUID.is_little_endian:
         raise DicomInputError(
-            f"{name}: pixels of {allocated} bits in Explicit VR Big Endian are not read, as writers "
-            "differ in the order of their halves; save the image as Explicit VR Little Endian"
+            f"{name}: pixels of {allocated} bits in Explicit VR Big Endian are not read: writers "
+            "differ in the order of the halves; save the image as Explicit VR Little Endian"
         )
     if not 1 <= stored <= high + 1 <= allocated:
         raise DicomInputError(
