@@ -140,7 +140,7 @@ class JsonRows(RowFormat):
 
 
 class CsvRows(RowFormat):
-    """CSV as RFC 4180 has it, but with plain newlines; UTF-8 with a header."""
+    """CSV as RFC 4180 has it, in UTF-8 with a header."""
 
     def __init__(self, columns: Sequence[str]) -> None:
         self._columns = list(columns)
@@ -149,7 +149,7 @@ class CsvRows(RowFormat):
     @staticmethod
     def _join(values: Sequence[Any]) -> bytes:
         out = io.StringIO()
-        csv.writer(out, lineterminator="\n").writerow(values)
+        csv.writer(out, lineterminator="\r\n").writerow(values)
         return out.getvalue().encode()
 
     def encode(self, line: Mapping[str, Any]) -> bytes:
