@@ -36,9 +36,11 @@ from ._reported import (
     Reported,
     as_sources,
     checked_results,
+    decision_note,
     device_uid,
     read_sources,
     refuse_source,
+    set_note,
 )
 from ._results import BundleInfo, Classification, Finding
 from .errors import UsageError
@@ -297,7 +299,7 @@ class _Writer:
             ],
             "component": [_probability(finding.probability)],
         }
-        return self._observation(result, value, finding.label)
+        return self._observation(result, value, finding.label, decision_note(finding))
 
     def _without_value(self, result: Reported) -> Resource:
         reason = _hl7("data-absent-reason", _ABSENT_REASONS.get(result.status, "unknown"))
@@ -305,8 +307,11 @@ class _Writer:
         value = {"code": _codeable(STATUS, _task(result)), "dataAbsentReason": reason}
         return self._observation(result, value, STATUS.value)
 
-    def _observation(self, result: Reported, value: Resource, name: str) -> Resource:
-        notes = [item.frame_note for item in self._evidence if item.frame_note] + [NOT_A_DEVICE]
+    def _observation(
+        self, result: Reported, value: Resource, name: str, remark: str = ""
+    ) -> Resource:
+        frames = [item.frame_note for item in self._evidence]
+        notes = [text for text in (remark, *frames, NOT_A_DEVICE) if text]
         return {
             "resourceType": "Observation",
             "id": self._id(_task(result), name),
@@ -338,9 +343,11 @@ def _sentence(result: Reported) -> str:
         reason = f": {result.reason}" if result.reason else ""
         return f"{_task(result)}: no result ({result.status}{reason})."
     if not isinstance(result, Classification):
-        return f"{_task(result)} {result.answer} ({result.probability:.2f})."
+        answer = f"{_task(result)} {result.answer} ({result.probability:.2f})."
+        return f"{answer} {set_note(result)}".strip()
     found = [f"{item.label} ({item.probability:.2f})" for item in result.findings if item.positive]
-    return f"{result.task}: {', '.join(found) or 'nothing above its operating point'}."
+    positive = f"{result.task}: {', '.join(found) or 'nothing above its operating point'}."
+    return f"{positive} {set_note(result)}".strip()
 
 
 def _device(bundle: BundleInfo) -> Resource:

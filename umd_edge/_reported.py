@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from ._evidence import Evidence, ImageFile, read_evidence, read_image_bytes
-from ._results import Answer, BundleInfo, Classification
+from ._results import Answer, BundleInfo, Classification, Finding
 from .errors import DicomInputError, UsageError
 
 __all__ = [
@@ -17,9 +17,11 @@ __all__ = [
     "Reported",
     "as_sources",
     "checked_results",
+    "decision_note",
     "device_uid",
     "read_sources",
     "refuse_source",
+    "set_note",
 ]
 
 MANUFACTURER = "umd-edge"
@@ -50,6 +52,26 @@ def checked_results(results: Reported | Sequence[Reported]) -> list[Reported]:
             "them: write one for each"
         )
     return listed
+
+
+def set_note(result: Reported) -> str:
+    """What cannot be excluded, for people; nothing where no coverage was asked for."""
+    chosen = result.prediction_set
+    if chosen is None:
+        return ""
+    listed = ", ".join(chosen.outputs) or "none"
+    return f"Not excluded at coverage {chosen.coverage:g}: {listed}."
+
+
+def decision_note(finding: Finding) -> str:
+    """Where a finding was decided, for people; nothing where no operating point was asked for."""
+    point = finding.operating_point
+    if point is None:
+        return ""
+    return (
+        f"Present from {point.threshold:.4g} on, where sensitivity {point.sensitivity:.3f} and "
+        f"specificity {point.specificity:.3f} are expected."
+    )
 
 
 def as_sources(source: ImageFile | Sequence[ImageFile] | None) -> list[ImageFile]:

@@ -36,9 +36,11 @@ from ._reported import (
     Reported,
     as_sources,
     checked_results,
+    decision_note,
     device_uid,
     read_sources,
     refuse_source,
+    set_note,
 )
 from ._results import Answer, Classification
 from .errors import DicomInputError, MissingDependencyError
@@ -292,6 +294,7 @@ def _classification_groups(result: Classification, evidence: Sequence[Evidence])
             finding=finding_concept(result.task, finding.label),
             probability=finding.probability,
             evaluations=[(PRESENCE, PRESENT if finding.positive else ABSENT)],
+            comments=[(_COMMENT, text) for text in [decision_note(finding)] if text],
         )
         for finding in result.findings
     ]
@@ -317,7 +320,9 @@ def _answer_group(result: Answer, evidence: Sequence[Evidence]) -> Any:
 
 
 def _remarks(result: Reported, evidence: Sequence[Evidence]) -> list[tuple[Concept, str]]:
-    texts = (result.reason, *(item.frame_note for item in evidence), NOT_A_DEVICE)
+    frames = (item.frame_note for item in evidence)
+    chosen = set_note(result) if result.status == "ok" else ""
+    texts = (result.reason, chosen, *frames, NOT_A_DEVICE)
     return [(_COMMENT, text) for text in texts if text]
 
 
