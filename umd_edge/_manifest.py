@@ -221,6 +221,9 @@ class Manifest:
         used = {self.tokenizer.file, self.golden}
         for variant in self.variants.values():
             used.update(variant.graphs.values())
+        for task in self.tasks:
+            if task.out_of_distribution is not None:
+                used.add(task.out_of_distribution.file)
         if not used <= set(self.files):
             raise fail("files", f"not listed but used: {sorted(used - set(self.files))}")
         if len(self.files) > MAX_FILES:

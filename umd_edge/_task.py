@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
+from ._ood_spec import OodSpec
 from ._trust_curves import OperatingCurve
 from ._trust_sets import ConformalSpec
 from .errors import ManifestError
@@ -163,6 +164,7 @@ class TaskSpec:
     operating_curves: Mapping[str, OperatingCurve] = dataclasses.field(default_factory=dict)
     """Output -> where to decide for a sensitivity or specificity; only those with both classes."""
     conformal: ConformalSpec | None = None
+    out_of_distribution: OodSpec | None = None
     thresholds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     applies_to: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     """`dicom_modality`, `body_part`, `view`: header values the task is meant for; absent = any.
@@ -177,7 +179,7 @@ class TaskSpec:
     _ALLOWED: ClassVar[frozenset[str]] = frozenset(
         {"name", "kind", "labels", "answers", "multi_label", "prompt", "select", "reads", "target"}
         | {"group", "probability", "operating_points", "thresholds", "applies_to"}
-        | {"operating_curves", "conformal"}
+        | {"operating_curves", "conformal", "out_of_distribution"}
     )
 
     def __post_init__(self) -> None:
@@ -285,6 +287,11 @@ class TaskSpec:
             conformal=ConformalSpec.from_dict(given["conformal"], f"{path}.conformal", outputs)
             if "conformal" in given
             else None,
+            out_of_distribution=OodSpec.from_dict(
+                given["out_of_distribution"], f"{path}.out_of_distribution"
+            )
+            if "out_of_distribution" in given
+            else None,
             thresholds=_numbers(given.get("thresholds", {}), f"{path}.thresholds"),
             applies_to={
                 name: _strings(values, f"{path}.applies_to.{name}")
@@ -310,6 +317,8 @@ class TaskSpec:
             }
         if self.conformal is not None:
             fitted["conformal"] = self.conformal.to_dict()
+        if self.out_of_distribution is not None:
+            fitted["out_of_distribution"] = self.out_of_distribution.to_dict()
         return {
             "name": self.name,
             "kind": self.kind,
