@@ -11,7 +11,7 @@ from ._headers import check_size
 from ._image import DicomFacts
 from .errors import DicomInputError
 
-__all__ = ["COLOUR", "GREY", "check_object", "dicom_facts", "identity"]
+__all__ = ["COLOUR", "GREY", "check_object", "dicom_facts", "identity", "no_image"]
 
 GREY = ("MONOCHROME1", "MONOCHROME2")
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR")
@@ -63,6 +63,16 @@ _VIEWS = {
     **dict.fromkeys(("399368009", "R-10226"), "MLO"),
 }
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
+
+
+def no_image(dataset: Any) -> str:
+    """What a data set is instead of a picture by its SOP class; empty where nothing is known."""
+    uid = f"{dataset.get('SOPClassUID', '')}."
+    return max(
+        ((key, kind) for key, kind in _NO_IMAGES.items() if uid.startswith(f"{key}.")),
+        key=lambda item: len(item[0]),
+        default=("", ""),
+    )[1]
 
 
 def check_object(dataset: Any, name: str) -> None:

@@ -14,11 +14,22 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
+from ._image import read_image_file
 from .errors import DicomInputError, MissingDependencyError, UmdEdgeError
 
-__all__ = ["FACT_TAGS", "INSTALL", "PIXEL_TAGS", "functional_group", "guarded", "read_dataset"]
+__all__ = [
+    "FACT_TAGS",
+    "INSTALL",
+    "PIXEL_TAGS",
+    "functional_group",
+    "guarded",
+    "read_dataset",
+    "read_directory",
+    "read_header",
+]
 
 Result = TypeVar("Result")
 
@@ -43,6 +54,7 @@ PIXEL_TAGS = [
 ]
 MAX_INFLATED_BYTES = 512 << 20
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
+_DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
 _META_LENGTH = b"\x02\x00\x00\x00UL\x04\x00"
 # pydicom warns and logs with the values of tags in the text. Warnings are silenced for the whole
 # process while a file is read, which only one thread may do at a time; log lines of that thread.
@@ -160,6 +172,40 @@ def _inflated_dataset(pydicom: Any, data: bytes, name: str) -> Any:
     dataset.file_meta = pydicom.dataset.FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
     return dataset
+
+
+def read_header(pydicom: Any, path: Path, name: str) -> Any:
+    """The tags before the pixels, without reading the pixels where that can be helped."""
+    with path.open("rb") as file:
+        is_file = file.read(132)[128:] == b"DICM"
+    if is_file:
+        meta = pydicom.filereader.read_file_meta_info(path)
+        if str(meta.get("TransferSyntaxUID", "")).encode() != _DEFLATED:
+            return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=FACT_TAGS)
+    return read_dataset(pydicom, read_image_file(path), name)
+
+
+def read_directory(pydicom: Any, path: Path, name: str) -> list[list[str]]:
+    """The parts of the paths of a DICOMDIR's image records, in their order.
+
+    Raises:
+        DicomInputError: It is no DICOMDIR.
+    """
+    meta = pydicom.filereader.read_file_meta_info(path)
+    if str(meta.get("MediaStorageSOPClassUID", "")) != _DIRECTORY_CLASS:
+        raise DicomInputError(
+            f"{name} is not a DICOMDIR by its MediaStorageSOPClassUID (0002,0002); rename it, or "
+            "give the folder"
+        )
+    if str(meta.get("TransferSyntaxUID", "")).encode() == _DEFLATED:
+        raise DicomInputError(f"{name} is a deflated DICOMDIR, which the standard does not allow")
+    dataset = pydicom.dcmread(path, specific_tags=["DirectoryRecordSequence"])
+    parts = []
+    for record in dataset.get("DirectoryRecordSequence") or ():
+        file = record.get("ReferencedFileID")
+        if record.get("DirectoryRecordType") == "IMAGE" and file:
+            parts.append([file] if isinstance(file, str) else [str(part) for part in file])
+    return parts
 
 
 def functional_group(dataset: Any, index: int, sequence: str) -> Any:

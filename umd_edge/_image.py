@@ -11,7 +11,7 @@ import os
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, Literal, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ __all__ = [
     "ImageInput",
     "LoadedImage",
     "decode_image",
+    "file_kind",
     "load_image",
     "read_image_file",
 ]
@@ -197,6 +198,25 @@ def decode_image(data: bytes, name: str, frame: int | None = None) -> LoadedImag
 
         return load_dicom(data, name, frame)
     raise ImageInputError(f"{name} is no image by its content, whatever its name; {_ALLOWED}")
+
+
+def file_kind(head: bytes) -> Literal["image", "dicom", "clip"] | None:
+    """What a file is by its first bytes (of at least 512); None for what is no image at all."""
+    if head.startswith((_PNG, _JPEG)):
+        return "image"
+    if looks_like_dicom(head):
+        return "dicom"
+    return "clip" if looks_like_clip(head) else None
+
+
+def looks_like_clip(data: bytes) -> bool:
+    """Whether the bytes start like MP4, AVI, or MPEG of any packing."""
+    return (
+        data[4:8] == b"ftyp"
+        or (data[:4] == b"RIFF" and data[8:12] == b"AVI ")
+        or data[:4] in (b"\0\0\1\xba", b"\0\0\1\xb3")
+        or (data[:1] == data[188:189] == data[376:377] == b"\x47")
+    )
 
 
 def looks_like_dicom(data: bytes) -> bool:

@@ -11,6 +11,7 @@ from .._deadline import limited
 from .._predictor import Predictor
 from .._results import answers_to_dict
 from ._archive import Archive, archive_options
+from ._listing import instance_line, listed
 from ._options import (
     as_json,
     coverage_option,
@@ -78,7 +79,7 @@ def classify(
 ) -> int:
     """Classify images by one task.
 
-    IMAGE is a PNG, JPEG or DICOM file; with --out also a folder, with all folders in it.
+    IMAGE is a PNG, JPEG or DICOM file, a folder with all folders in it, or a DICOMDIR.
 
     \b
     umd-edge classify chest.dcm --task chest-xray --json
@@ -95,6 +96,7 @@ def classify(
         "specificity": specificity,
         "coverage": coverage,
     }
+    images = tuple(listed(images))
     if out is not None:
         archive = Archive(predictor, task, out, workers, timeout_s, options)
         return archive.write(images, reports, as_json=as_json)
@@ -151,6 +153,8 @@ def ask(
 
 def _show_classification(image: str, result: Mapping[str, Any]) -> None:
     click.echo(f"{image}: {result['task']}: {result['status']}")
+    if "dicom" in result:
+        click.echo(f"  {instance_line(result['dicom'])}")
     if result["reason"]:
         click.echo(f"  {result['reason']}")
     rows = [
