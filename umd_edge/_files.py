@@ -10,19 +10,24 @@ from pathlib import Path
 __all__ = ["sync_folder", "write_whole"]
 
 
-def write_whole(path: str | os.PathLike[str], data: bytes, *, private: bool = False) -> None:
+def write_whole(
+    path: str | os.PathLike[str], data: bytes, *, private: bool = False, via: Path | None = None
+) -> None:
     """Write `data` beside `path` under another name, make it durable, and rename it onto `path`.
 
     Args:
         path: What is there is replaced in one step, or kept where writing fails.
         data: All bytes of the file.
         private: Only the owner may read the file (on systems that know of that).
+        via: Folder of the same file system for the file under its other name, where that of
+            `path` must not hold it even when the process is killed.
 
     Raises:
         OSError: The folder is missing, may not be written, or the disk is full.
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    folder = target.parent if via is None else via
+    temporary = folder / f".{target.name}.{secrets.token_hex(4)}.tmp"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     try:
         descriptor = os.open(temporary, flags, 0o600 if private else 0o666)

@@ -96,7 +96,8 @@ def sign_bundle(
     target = Path(source if out is None else out)
     if target.is_dir() and out is None:
         with full_disk_told(target):
-            write_whole(target / _SIGNATURE, content)
+            # A file that nobody listed would make the bundle unusable.
+            write_whole(target / _SIGNATURE, content, via=target.resolve().parent)
     else:
         check_place(target)
         manifest = {"manifest.json": bundle.manifest_bytes, _SIGNATURE: content}
