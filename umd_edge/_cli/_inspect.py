@@ -7,14 +7,13 @@ from typing import Any
 import click
 
 from .._bundle import Bundle
+from .._describe import describe_bundle, describe_signature, model_card
 from .._doctor import describe, examine
 from .._predictor import Predictor
 from ._options import BundleChoice, as_json, bundle_option, open_bundle, with_predictor
 from ._output import emit, table
 
 __all__ = ["doctor", "info", "verify"]
-
-_CARD = "MODEL_CARD.md"
 
 
 @click.command()
@@ -26,15 +25,11 @@ def info(bundle: BundleChoice, as_json: bool) -> None:
     Its tasks, intended use, variants and, from its model card, sources, licences and accuracy.
     """
     opened = open_bundle(bundle)
-    card = opened.read(_CARD).decode("utf-8") if _CARD in opened.manifest.files else None
     if as_json:
-        manifest = opened.manifest.to_dict()
-        manifest.pop("files")
-        extra: dict[str, Any] = {"path": str(opened.path), "sha256": opened.sha256}
-        extra = {**extra, "size_bytes": opened.size_bytes, "signature": _signature(opened)}
-        emit({**extra, **manifest, "model_card": card})
+        emit({"path": str(opened.path), **describe_bundle(opened)})
         return
     click.echo(_summary(opened))
+    card = model_card(opened)
     if card is not None:
         click.echo("\n" + card.rstrip())
 
@@ -65,15 +60,6 @@ def _summary(bundle: Bundle) -> str:
     return "\n".join(lines)
 
 
-def _signature(bundle: Bundle) -> dict[str, Any]:
-    key = bundle.signed_by
-    return {
-        "present": bundle.is_signed,
-        "checked": key is not None,
-        "key": key.fingerprint if key else None,
-    }
-
-
 def _signature_words(bundle: Bundle) -> str:
     if bundle.signed_by is not None:
         return f"yes, checked with the key {bundle.signed_by.fingerprint}"
@@ -94,7 +80,7 @@ def verify(predictor: Predictor, as_json: bool) -> None:
     report = predictor.verify()
     bundle = predictor.bundle
     if as_json:
-        signature = {"signature": _signature(bundle)}
+        signature = {"signature": describe_signature(bundle)}
         emit({"status": "ok", "bundle": predictor.info.to_dict(), **signature, **report.to_dict()})
         return
     click.echo(f"{describe(predictor)} on {report.provider}: {report.files} files as described")

@@ -56,7 +56,8 @@ def check_access(
 def _name_of(host: str) -> str:
     """Host without its port, in lower case and without the brackets of IPv6."""
     if host.startswith("["):
-        return host[1:].partition("]")[0].lower()
+        name, closed, _ = host[1:].partition("]")
+        return name.lower() if closed else ""
     return host.partition(":")[0].lower().rstrip(".")
 
 

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from .. import __version__
 from .._demo import QUESTIONS
+from .._describe import describe_bundle
 from .._engine import check_question
 from .._results import answers_to_dict
 from .._task import TaskSpec
@@ -26,7 +27,6 @@ OPEN_PATHS = frozenset({"/", "/page.css", "/page.js", "/favicon.ico", "/healthz"
 """Shown without a token: they say nothing about images or the bundle."""
 
 _MOST_QUESTIONS = 64
-_CARD = "MODEL_CARD.md"
 _PAGE_TYPES = {
     "index.html": "text/html; charset=utf-8",
     "page.css": "text/css; charset=utf-8",
@@ -91,15 +91,9 @@ class _Routes:
         return JSONAnswer(describe(self._service.options, self._predictor))
 
     async def info(self, request: Request) -> Response:
-        bundle, options = self._predictor.bundle, self._service.options
-        manifest = bundle.manifest.to_dict()
-        manifest.pop("files")
-        card = bundle.read(_CARD).decode("utf-8") if _CARD in bundle.manifest.files else None
+        options = self._service.options
         document = {
-            "sha256": bundle.sha256,
-            "size_bytes": bundle.size_bytes,
-            **manifest,
-            "model_card": card,
+            **describe_bundle(self._predictor.bundle),
             "service": {
                 "umd_edge": __version__,
                 "variant": self._predictor.variant,

@@ -61,12 +61,17 @@ function show(url, of = "") {
   byId("preview").alt = of ? `Heat map over the image: ${of}` : "The image as the model reads it";
 }
 
-function release() {
+// Nothing of an earlier image, or of another frame, may stand beside a new one.
+function clear() {
+  byId("preview").removeAttribute("src");
+  byId("preview").alt = "";
   for (const key of ["plain", "heat"]) {
     if (state[key]) URL.revokeObjectURL(state[key]);
     state[key] = "";
   }
   byId("heat").hidden = true;
+  byId("results").replaceChildren();
+  byId("nothing").hidden = false;
 }
 
 function ready(yes) {
@@ -79,6 +84,7 @@ async function open(file, frame = null) {
   const old = state.imageId;
   Object.assign(state, { file, frame, imageId: null });
   if (old) call("DELETE", `/v1/images/${old}`).catch(() => {});
+  clear();
   complain(null);
   ready(false);
   say("Reading the image ...");
@@ -86,7 +92,6 @@ async function open(file, frame = null) {
     const response = await upload("/v1/preview");
     const drawn = await response.blob();
     if (turn !== state.turn) return;
-    release();
     state.plain = URL.createObjectURL(drawn);
     show(state.plain);
     offerFrames(Number(response.headers.get("x-image-frames")), frame ?? 1);
@@ -101,7 +106,6 @@ async function open(file, frame = null) {
       await open(file, 1); // the user sees and moves the number of the frame
       return;
     }
-    release();
     byId("figure").hidden = true;
     byId("invitation").hidden = false;
     byId("frames").hidden = true;
@@ -141,7 +145,8 @@ async function about(path, fields) {
 
 // --- results -------------------------------------------------------------------------------------
 
-const percent = (probability) => `${(100 * probability).toFixed(1)} %`;
+const percent = (probability) =>
+  probability > 0 && probability < 0.0005 ? "< 0.1 %" : `${(100 * probability).toFixed(1)} %`;
 
 function bars(items) {
   const list = element("ul", { className: "bars" });
@@ -277,12 +282,13 @@ function drawHeat(title, fields, button) {
     }
     const drawn = await response.blob();
     if (!current()) return;
-    if (state.heat) URL.revokeObjectURL(state.heat);
+    const old = state.heat;
     state.heat = URL.createObjectURL(drawn);
     byId("heat-of").textContent = title;
     byId("heat-on").checked = true;
     byId("heat").hidden = false;
     show(state.heat, title);
+    if (old) URL.revokeObjectURL(old);
   });
 }
 
