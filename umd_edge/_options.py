@@ -14,7 +14,10 @@ PROVIDERS = ("cpu", "cuda", "tensorrt", "openvino")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionOptions:
-    """Provider, variant and threads of a `Predictor`."""
+    """How a `Predictor` runs its bundle; the defaults are made for a device that does other work.
+
+    None of threads, spinning, arena and memory pattern changes a bit of a result on `cpu`.
+    """
 
     provider: str = "cpu"
     """`cpu`, `cuda`, `tensorrt` or `openvino`; never replaced by another one."""
@@ -23,6 +26,19 @@ class SessionOptions:
     threads: int = 1
     """Threads inside one operator (onnxruntime's intra-op threads), 1..256. Several calls may run
     at the same time on top of that."""
+    spinning: bool = False
+    """Waiting threads stay awake: a little faster with several `threads`, and a core is busy all
+    the time. The default lets them sleep."""
+    arena: bool = False
+    """Keep memory that a run has freed for the next one. The default gives it back, so that a burst
+    of calls does not stay resident."""
+    memory_pattern: bool = True
+    """Plan a run's buffers from an earlier run of the same shapes, in one piece."""
+    deterministic: bool = False
+    """Allow no kernel whose sums may come in another order from run to run. On `cpu` there is none
+    anyway: the same bundle on the same kind of processor gives the same bits, whatever the threads.
+    On `cuda` it also switches TF32 and the search for convolutions off; `tensorrt` and `openvino`
+    choose kernels themselves and are refused."""
     engines: str | os.PathLike[str] | None = None
     """Folder of the engines that `umd-edge build-engine` made, for `tensorrt`; None means
     `<bundle>.engines` beside the bundle."""
@@ -38,3 +54,11 @@ class SessionOptions:
             raise UsageError("variant must be the name of one of the bundle's variants")
         if type(self.threads) is not int or not 1 <= self.threads <= 256:
             raise UsageError(f"threads {self.threads!r} given; a whole number in 1..256 is allowed")
+        for name in ("spinning", "arena", "memory_pattern", "deterministic"):
+            if type(getattr(self, name)) is not bool:
+                raise UsageError(f"{name} {getattr(self, name)!r} given; True or False is allowed")
+        if self.deterministic and self.provider in ("tensorrt", "openvino"):
+            raise UsageError(
+                f"provider {self.provider!r} chooses its kernels itself and cannot promise the "
+                "same bits from build to build; use 'cpu' or 'cuda', or leave deterministic out"
+            )

@@ -31,6 +31,7 @@ from ._rank import CANDIDATES, Direction, Method, Ranking, check_method
 from ._results import Answer, BundleInfo, Classification, Timing
 from ._retrieval import OnStale, build_gallery, cached_gallery, rank_galleries
 from ._task import TaskSpec
+from ._warm_up import warm_up
 from .errors import BundleNotFoundError, UmdEdgeError, UsageError
 
 if TYPE_CHECKING:
@@ -393,6 +394,20 @@ class Predictor:
         )
         spent = (perf_counter() - start) * 1e3
         return replace(ranking, timing=replace(timing + ranking.timing, total_ms=spent))
+
+    def warm_up(self) -> Timing:
+        """Run everything once on made-up input, so that the first real call is as fast as others.
+
+        onnxruntime allocates and packs at the first run of a graph; Pillow and the tokenizer are
+        loaded, and the prompts of all tasks are encoded.
+
+        Returns:
+            What it took.
+
+        Raises:
+            InferenceError: A graph failed.
+        """
+        return warm_up(self)
 
     def verify(self) -> VerificationReport:
         """Hash every file and run the golden vectors on this machine.

@@ -121,14 +121,7 @@ class GraphSession:
         wanted = _ORT_NAMES.get(options.provider)  # TensorRT has sessions of its own
         if wanted not in ort.get_available_providers():
             raise _provider_error(options.provider)
-        settings = ort.SessionOptions()
-        settings.log_severity_level = 3  # errors come back as exceptions
-        settings.enable_cpu_mem_arena = False
-        settings.intra_op_num_threads = options.threads
-        settings.inter_op_num_threads = 1
-        settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        # Waiting threads sleep: a device that asks one question now and then must not burn a core.
-        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        settings = _settings(ort, options)
         if u8u8 and options.provider == "cpu":
             settings.add_session_config_entry("session.x64quantprecision", "1")
         self.name = name
@@ -138,7 +131,10 @@ class GraphSession:
             )
         try:
             self._session = ort.InferenceSession(
-                data, settings, providers=[wanted], enable_fallback=False
+                data,
+                settings,
+                providers=[(wanted, _provider_options(options))],
+                enable_fallback=False,
             )
         except Exception as error:  # onnxruntime has a dozen unrelated classes
             raise _load_error(error, name, options.provider) from error
@@ -193,6 +189,26 @@ class GraphSession:
                 "`umd-edge verify`, and report it with the output of `umd-edge doctor`"
             ) from error
         return result
+
+
+def _settings(ort: Any, options: SessionOptions) -> Any:
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 3  # errors come back as exceptions
+    settings.enable_cpu_mem_arena = options.arena
+    settings.enable_mem_pattern = options.memory_pattern
+    settings.use_deterministic_compute = options.deterministic
+    settings.intra_op_num_threads = options.threads
+    settings.inter_op_num_threads = 1
+    settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    spinning = "1" if options.spinning else "0"
+    settings.add_session_config_entry("session.intra_op.allow_spinning", spinning)
+    return settings
+
+
+def _provider_options(options: SessionOptions) -> dict[str, str]:
+    if options.provider == "cuda" and options.deterministic:
+        return {"use_tf32": "0", "cudnn_conv_algo_search": "DEFAULT"}
+    return {}
 
 
 def _load_error(error: Exception, name: str, provider: str) -> Exception:
