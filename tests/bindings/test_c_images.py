@@ -21,7 +21,7 @@ from support.c_library import (
     library,
     pixels_of,
 )
-from umd_edge._grey import VoiWindow, grey_to_uint8
+from umd_edge._grey import GreyLook, VoiWindow, grey_to_uint8
 from umd_edge._image import load_image
 from umd_edge._preprocess import PreprocessSpec, preprocess, window_to_uint8
 
@@ -132,7 +132,8 @@ def test_dicom_windows_after_slope_and_intercept(
         rescale_intercept=-1024.0,
     )
     values = image * slope - 1024.0
-    grey = grey_to_uint8(values, VoiWindow(centre, width, name), None, full_range=False)
+    look = GreyLook(interest=VoiWindow(centre, width, name))
+    grey = grey_to_uint8(values, look, None)
     assert _same(given, preprocess(grey[..., None], _spec(opened)))
 
 

@@ -162,6 +162,8 @@ class Pixels(_Struct):
         ("rescale_intercept", c.c_double),
         ("dicom_modality", c.c_char_p),
         ("body_part", c.c_char_p),
+        ("view", c.c_char_p),
+        ("burned_in_annotation", c.c_char_p),
     ]
 
 
@@ -187,6 +189,11 @@ class Item(_Struct):
         ("probability", c.c_double),
         ("output", c.c_uint32),
         ("logit", c.c_float),
+        ("point", c.c_int32),
+        ("reserved", c.c_int32),
+        ("threshold", c.c_double),
+        ("sensitivity", c.c_double),
+        ("specificity", c.c_double),
     ]
 
 
@@ -200,6 +207,21 @@ class ClassifyOptions(_Struct):
         ("value_count", c.c_uint32),
         ("values", c.POINTER(Value)),
         ("text", c.c_char_p),
+        ("sensitivity", c.c_double),
+        ("specificity", c.c_double),
+    ]
+
+
+class Member(c.Structure):
+    _fields_ = [("output", c.c_uint32), ("states", c.c_int32)]
+
+
+class Set(_Struct):
+    _fields_ = [
+        ("struct_size", c.c_uint32),
+        ("n", c.c_uint32),
+        ("complete", c.c_int32),
+        ("reserved", c.c_uint32),
     ]
 
 
@@ -271,9 +293,16 @@ class CImage:
         """(D,) float32."""
         return _fill(functools.partial(library().umd_embed_image, self.handle), np.float32)
 
-    def ask(self, question: str | bytes, task: str | None = None, call: Call | None = None) -> Any:
+    def ask(
+        self,
+        question: str | bytes,
+        task: str | None = None,
+        call: Call | None = None,
+        coverage: float | None = None,
+    ) -> CResult:
         """Items of the answer."""
-        return self._result(library().umd_ask, _bytes(question), _bytes(task), _ref(call))
+        arguments = (_bytes(question), _bytes(task), _ref(call))
+        return self._result(library().umd_ask, *arguments, coverage=coverage)
 
     def classify(
         self,
@@ -281,17 +310,22 @@ class CImage:
         text: str | None = None,
         structured: Mapping[str, Any] | None = None,
         call: Call | None = None,
-    ) -> Any:
-        """Items of the classification."""
+        coverage: float | None = None,
+        **wanted: float,
+    ) -> CResult:
+        """Items of the classification; `sensitivity` or `specificity` may be wanted."""
         given = structured or {}
         values = (Value * max(1, len(given)))(*[_value(k, v) for k, v in given.items()])
-        options = ClassifyOptions(value_count=len(given), values=values, text=_bytes(text))
-        return self._result(library().umd_classify, _bytes(task), c.byref(options), _ref(call))
+        options = ClassifyOptions(
+            value_count=len(given), values=values, text=_bytes(text), **wanted
+        )
+        arguments = (_bytes(task), c.byref(options), _ref(call))
+        return self._result(library().umd_classify, *arguments, coverage=coverage)
 
-    def _result(self, function: Any, *arguments: Any) -> CResult:
+    def _result(self, function: Any, *arguments: Any, coverage: float | None) -> CResult:
         out = c.c_void_p()
         check(function(self.handle, *arguments, c.byref(out)))
-        return CResult(out)
+        return CResult(out, coverage)
 
 
 def _value(name: str, value: Any) -> Value:
@@ -320,20 +354,40 @@ def _fill(function: Any, dtype: Any) -> np.ndarray[Any, Any]:
 class CResult:
     """An answer or classification, copied out."""
 
-    def __init__(self, handle: c.c_void_p) -> None:
+    def __init__(self, handle: c.c_void_p, coverage: float | None = None) -> None:
+        try:
+            self._read(handle)
+            self.set = None if coverage is None else _read_set(handle, coverage)
+        finally:
+            library().umd_result_free(handle)
+
+    def _read(self, handle: c.c_void_p) -> None:
         info = ResultInfo()
         check(library().umd_get_result(handle, c.byref(info)))
         self.status, self.reason = info.status, info.reason.decode()
         self.task = info.task.decode()
         self.total_ms = info.total_ms
         self.items = []
+        self.points = []
         for index in range(info.count):
             item = Item()
             check(library().umd_get_item(handle, c.c_uint32(index), c.byref(item)))
             self.items.append(
                 (item.name.decode(), item.probability, bool(item.positive), item.logit)
             )
-        library().umd_result_free(handle)
+            point = (item.point, item.threshold, item.sensitivity, item.specificity)
+            self.points.append(point)
+
+
+def _read_set(handle: c.c_void_p, coverage: float) -> tuple[list[tuple[int, int]], int, bool]:
+    """Members (output, states), records behind the set, and whether it is complete."""
+    found, count = Set(), c.c_size_t()
+    function = functools.partial(library().umd_get_set, handle, c.c_double(coverage))
+    check(function(c.byref(found), None, c.byref(count)))
+    members = (Member * max(1, count.value))()
+    check(function(c.byref(found), members, c.byref(count)))
+    read = [(item.output, item.states) for item in members[: count.value]]
+    return read, found.n, bool(found.complete)
 
 
 class CPredictor:

@@ -34,7 +34,7 @@
  *
  * Versions. Every struct begins with `struct_size`, filled by its `_init` function, and grows at
  * the end only: a caller built with an older header keeps working. Zero means the default. Only
- * umd_allocator, umd_value and umd_match have none; they never change.
+ * umd_allocator, umd_value, umd_member and umd_match have none; they never change.
  *
  * Text is UTF-8. Nothing is written to standard output or standard error, no exception or abort
  * crosses this boundary, no network connection is opened, and there is no global state.
@@ -277,6 +277,9 @@ typedef struct umd_pixels {
     double rescale_intercept;
     const char *dicom_modality; /* (0008,0060), or NULL: compared with what a task is meant for */
     const char *body_part;      /* (0018,0015), or NULL */
+    const char *view;           /* ViewPosition (0018,5101), or NULL */
+    const char *burned_in_annotation; /* (0028,0301), or NULL; "YES" is outside the intended use of
+                                         a task that does not say otherwise */
 } umd_pixels;
 
 UMD_API void umd_pixels_init(umd_pixels *pixels, size_t size);
@@ -300,7 +303,7 @@ UMD_API umd_status umd_tokenize(umd_predictor *predictor, const char *text, int6
 
 enum {
     UMD_RESULT_OK = 0,
-    UMD_RESULT_ABSTAIN = 1,             /* the highest probability is below the task's threshold */
+    UMD_RESULT_ABSTAIN = 1,             /* the confidence is below the task's threshold */
     UMD_RESULT_OUT_OF_DISTRIBUTION = 2, /* not given by format version 1 */
     UMD_RESULT_OUTSIDE_INTENDED_USE = 3 /* the DICOM facts contradict the task; no items */
 };
@@ -320,6 +323,13 @@ typedef struct umd_result_info {
 UMD_API void umd_result_info_init(umd_result_info *info, size_t size);
 UMD_API umd_status umd_get_result(const umd_result *result, umd_result_info *info);
 
+/* Operating point of a label, where umd_classify was asked for a sensitivity or specificity. */
+enum {
+    UMD_POINT_NONE = 0, /* nothing was asked for, or the label has no curve */
+    UMD_POINT_REACHED = 1,
+    UMD_POINT_BEST = 2 /* so few records cannot promise what was asked; this is the best point */
+};
+
 typedef struct umd_item {
     uint32_t struct_size;
     int32_t positive; /* 1: the answer, the arg-max, or at or above the operating point */
@@ -327,6 +337,11 @@ typedef struct umd_item {
     double probability;
     uint32_t output; /* its number among the task's outputs */
     float logit;
+    int32_t point; /* UMD_POINT_NONE, ...: what the members that follow are */
+    int32_t reserved;
+    double threshold;   /* the label is positive from this probability on */
+    double sensitivity; /* expected of new patients at that threshold */
+    double specificity;
 } umd_item;
 
 UMD_API void umd_item_init(umd_item *item, size_t size);
@@ -334,6 +349,30 @@ UMD_API void umd_item_init(umd_item *item, size_t size);
 /* Item number `index`. A classification has one for each label, in the task's order; a question
  * has the answer, then up to five alternatives, by falling probability. */
 UMD_API umd_status umd_get_item(const umd_result *result, uint32_t index, umd_item *item);
+
+/* One output of a prediction set. */
+typedef struct umd_member {
+    uint32_t output;
+    int32_t states; /* UMD_PRESENT, UMD_ABSENT or both: what cannot be excluded */
+} umd_member;
+
+enum { UMD_PRESENT = 1, UMD_ABSENT = 2 };
+
+typedef struct umd_set {
+    uint32_t struct_size;
+    uint32_t n;       /* validation records behind it; of a multi-label task the fewest */
+    int32_t complete; /* 1: so few records exclude nothing, of a multi-label task for some label */
+    uint32_t reserved;
+} umd_set;
+
+UMD_API void umd_set_init(umd_set *set, size_t size);
+
+/* What cannot be excluded at a coverage, above 0 and below 1: the outputs that may be right, the
+ * most probable first; of a multi-label task every label with its states. `*count` is the room at
+ * `members` and becomes the number needed; with `members` NULL only that is told. Fails with USAGE
+ * where the bundle has no conformal thresholds for the task. */
+UMD_API umd_status umd_get_set(const umd_result *result, double coverage, umd_set *set,
+                               umd_member *members, size_t *count);
 UMD_API void umd_result_free(umd_result *result);
 
 /* ---- asking and classifying ----------------------------------------------------------------- */
@@ -363,11 +402,14 @@ typedef struct umd_classify_options {
     uint32_t value_count;
     const umd_value *values; /* those left out are missing to the model */
     const char *text;        /* free text, for a task that reads text; NULL: its prompt alone */
+    double sensitivity;      /* above 0 and below 1: decide each label, against all others, at the
+                                highest threshold that reaches it on new patients; 0: none */
+    double specificity;      /* the same at the lowest threshold; not both */
 } umd_classify_options;
 
 UMD_API void umd_classify_options_init(umd_classify_options *options, size_t size);
 
-/* Classify by a task. `options` and `call` may be NULL. Fails with UNKNOWN_TASK, TEXT_INPUT,
+/* Classify by a task. `options` and `call` may be NULL. Fails with USAGE, UNKNOWN_TASK, TEXT_INPUT,
  * STRUCTURED_INPUT, INFERENCE, CANCELLED, DEADLINE. */
 UMD_API umd_status umd_classify(umd_image *image, const char *task,
                                 const umd_classify_options *options, const umd_call *call,

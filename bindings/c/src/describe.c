@@ -20,6 +20,7 @@ DEFINE_INIT(umd_call)
 DEFINE_INIT(umd_pixels)
 DEFINE_INIT(umd_result_info)
 DEFINE_INIT(umd_item)
+DEFINE_INIT(umd_set)
 DEFINE_INIT(umd_classify_options)
 DEFINE_INIT(umd_selftest_report)
 

@@ -113,8 +113,10 @@ static umd_status encode(umd_image *image, const umd_pixels *given, const umd_ca
     float *values;
     umd_status status;
     UMDI_TRY(umdi_take(&pixels, sizeof pixels, given, "umd_pixels"));
-    UMDI_TRY(copy_text(predictor, pixels.dicom_modality, &image->modality));
-    UMDI_TRY(copy_text(predictor, pixels.body_part, &image->body_part));
+    UMDI_TRY(copy_text(predictor, pixels.dicom_modality, &image->facts[UMDI_MODALITY]));
+    UMDI_TRY(copy_text(predictor, pixels.body_part, &image->facts[UMDI_BODY_PART]));
+    UMDI_TRY(copy_text(predictor, pixels.view, &image->facts[UMDI_VIEW]));
+    UMDI_TRY(copy_text(predictor, pixels.burned_in_annotation, &image->facts[UMDI_BURNED_IN]));
     values = umdi_new(&predictor->allocator, pixel_values(predictor), sizeof *values);
     if (values == NULL)
         return UMD_ERROR_OUT_OF_MEMORY;
@@ -156,8 +158,8 @@ void umd_image_free(umd_image *image)
     predictor = image->predictor;
     umdi_value_free(&predictor->runtime, &image->tokens.value);
     umdi_value_free(&predictor->runtime, &image->embedding.value);
-    umdi_delete(&predictor->allocator, image->modality);
-    umdi_delete(&predictor->allocator, image->body_part);
+    for (size_t i = 0; i < UMDI_FACTS; i++)
+        umdi_delete(&predictor->allocator, image->facts[i]);
     umdi_delete(&predictor->allocator, image);
     umdi_release(predictor);
 }
@@ -212,16 +214,18 @@ static bool is_allowed(const umdi_texts *allowed, const char *value)
 
 void umdi_outside(const umd_image *image, const umdi_task *task, char reason[UMDI_REASON_BYTES])
 {
-    const char *tag = NULL;
+    static const char *const tags[UMDI_FACTS] = {
+        "Modality (0008,0060)", "BodyPartExamined (0018,0015)", "ViewPosition (0018,5101)",
+        "BurnedInAnnotation (0028,0301)"};
     reason[0] = '\0';
-    if (!is_allowed(&task->body_parts, image->body_part))
-        tag = "BodyPartExamined (0018,0015)";
-    else if (!is_allowed(&task->modalities, image->modality))
-        tag = "Modality (0008,0060)";
-    if (tag != NULL)
+    for (size_t i = 0; i < UMDI_FACTS; i++) {
+        if (is_allowed(&task->applies_to[i], image->facts[i]))
+            continue;
         snprintf(reason, UMDI_REASON_BYTES,
-                 "%s of the DICOM header is none of those for which task '%.100s' is meant", tag,
-                 task->name.text);
+                 "%s of the DICOM header is none of those for which task '%.100s' is meant",
+                 tags[i], task->name.text);
+        return;
+    }
 }
 
 umd_status umdi_fuse(const umd_image *image, const umdi_features *text, const umdi_values *values,

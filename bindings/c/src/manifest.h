@@ -3,6 +3,7 @@
 #define UMDI_MANIFEST_H
 
 #include "json.h"
+#include "trust.h"
 
 enum umdi_part { UMDI_VISION, UMDI_TEXT, UMDI_FUSION, UMDI_PARTS };
 
@@ -40,6 +41,9 @@ typedef struct umdi_texts {
     bool given;
 } umdi_texts;
 
+/* Facts of a DICOM header that a task may be meant for, in the order in which they are compared. */
+enum umdi_fact { UMDI_MODALITY, UMDI_BODY_PART, UMDI_VIEW, UMDI_BURNED_IN, UMDI_FACTS };
+
 typedef struct umdi_task {
     umdi_text name;
     umdi_text prompt;
@@ -52,11 +56,14 @@ typedef struct umdi_task {
     int32_t field_count;
     umdi_texts outputs;
     double temperature;
+    double *scale; /* one for each output, applied after the temperature; NULL: none */
+    double *bias;
     double *operating_points; /* one for each output */
+    umdi_curve *curves;       /* one for each output; NULL: none */
+    umdi_conformal conformal;
     bool has_abstain;
     double abstain;
-    umdi_texts modalities;
-    umdi_texts body_parts;
+    umdi_texts applies_to[UMDI_FACTS];
 } umdi_task;
 
 typedef struct umdi_variant {

@@ -46,6 +46,10 @@ void umdi_probabilities(const umdi_task *task, const float *logits, size_t count
         probabilities[i] = logits[i];
         if (task->temperature != 1.0)
             probabilities[i] /= task->temperature;
+        if (task->scale != NULL) {
+            probabilities[i] *= task->scale[i];
+            probabilities[i] += task->bias[i];
+        }
         largest = probabilities[i] > largest ? probabilities[i] : largest;
     }
     for (size_t i = 0; i < count; i++)
@@ -56,6 +60,17 @@ void umdi_probabilities(const umdi_task *task, const float *logits, size_t count
     total = sum(probabilities, count);
     for (size_t i = 0; i < count; i++)
         probabilities[i] /= total;
+}
+
+double umdi_confidence(const umdi_task *task, const double *probabilities, size_t count)
+{
+    double total = 0, highest = 0;
+    for (size_t i = 0; i < count; i++) {
+        double absent = 1.0 - probabilities[i];
+        total += probabilities[i] > absent ? probabilities[i] : absent;
+        highest = probabilities[i] > highest ? probabilities[i] : highest;
+    }
+    return task->multi_label ? total / (double)count : highest;
 }
 
 void umdi_most_probable(const double *probabilities, size_t count, size_t wanted, size_t *order)

@@ -4,9 +4,13 @@
 
 #include "manifest.h"
 
-/* `count` probabilities, after temperature scaling: a softmax, or a sigmoid of each. */
+/* `count` probabilities, after the task's scaling: a softmax, or a sigmoid of each. */
 void umdi_probabilities(const umdi_task *task, const float *logits, size_t count,
                         double *probabilities);
+
+/* What the threshold `abstain` is compared with: the highest probability; of a multi-label task the
+ * mean of the more probable one of presence and absence. */
+double umdi_confidence(const umdi_task *task, const double *probabilities, size_t count);
 
 /* Numbers of the `wanted` highest values, the highest first; of equal ones the first. */
 void umdi_most_probable(const double *probabilities, size_t count, size_t wanted, size_t *order);

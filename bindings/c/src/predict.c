@@ -15,6 +15,7 @@ struct umd_result {
     char reason[UMDI_REASON_BYTES];
     uint32_t count;
     umd_item *items;
+    double *probabilities; /* of all outputs; NULL where nothing was computed */
     double text_ms;
     double fusion_ms;
     double total_ms;
@@ -43,29 +44,20 @@ void umd_result_free(umd_result *result)
         return;
     predictor = result->predictor;
     umdi_delete(&predictor->allocator, result->items);
+    umdi_delete(&predictor->allocator, result->probabilities);
     umdi_delete(&predictor->allocator, result);
     umdi_release(predictor);
 }
 
-static void abstain(umd_result *result, double highest)
+static void abstain(umd_result *result, double confidence)
 {
     const umdi_task *task = result->task;
-    if (!task->has_abstain || highest >= task->abstain)
+    if (!task->has_abstain || confidence >= task->abstain)
         return;
     result->status = UMD_RESULT_ABSTAIN;
-    snprintf(result->reason, sizeof result->reason,
-             "the highest probability is below the task's threshold of %g", task->abstain);
-}
-
-static void set_item(umd_result *result, uint32_t place, size_t output, const float *logits,
-                     const double *probabilities, bool is_positive)
-{
-    umd_item *item = &result->items[place];
-    item->output = (uint32_t)output;
-    item->name = result->task->outputs.items[output].text;
-    item->probability = probabilities[output];
-    item->logit = logits[output];
-    item->positive = is_positive;
+    snprintf(result->reason, sizeof result->reason, "the %s is below the task's threshold of %g",
+             task->multi_label ? "mean certainty of the labels" : "highest probability",
+             task->abstain);
 }
 
 /* All labels in their order, or the answer and its alternatives. */
@@ -77,24 +69,79 @@ static umd_status set_items(umd_result *result, const float *logits)
     size_t ranked = outputs < ALTERNATIVES + 1 ? outputs : ALTERNATIVES + 1;
     bool is_vqa = task->kind == UMD_VQA;
     double *probabilities = umdi_new(allocator, outputs, sizeof *probabilities);
+    result->probabilities = probabilities;
     result->count = (uint32_t)(is_vqa ? ranked : outputs);
     result->items = umdi_new(allocator, result->count, sizeof *result->items);
-    if (probabilities == NULL || result->items == NULL) {
-        umdi_delete(allocator, probabilities);
+    if (probabilities == NULL || result->items == NULL)
         return UMD_ERROR_OUT_OF_MEMORY;
-    }
     umdi_probabilities(task, logits, outputs, probabilities);
     umdi_most_probable(probabilities, outputs, ranked, order);
     for (uint32_t i = 0; i < result->count; i++) {
+        umd_item *item = &result->items[i];
         size_t output = is_vqa ? order[i] : i;
-        bool is_positive = output == order[0];
+        item->output = (uint32_t)output;
+        item->name = task->outputs.items[output].text;
+        item->probability = probabilities[output];
+        item->logit = logits[output];
+        item->positive = output == order[0];
         if (task->multi_label && !is_vqa)
-            is_positive = probabilities[i] >= task->operating_points[i];
-        set_item(result, i, output, logits, probabilities, is_positive);
+            item->positive = probabilities[i] >= task->operating_points[i];
     }
-    abstain(result, probabilities[order[0]]);
-    umdi_delete(allocator, probabilities);
+    abstain(result, umdi_confidence(task, probabilities, outputs));
     return UMD_OK;
+}
+
+/* Whether a share that was asked for is one, or 0 for none. */
+static bool is_share(double value)
+{
+    return value >= 0 && value < 1;
+}
+
+/* Refuse what no label of the task can reach, before anything is computed. */
+static umd_status check_operating(const umdi_task *task, const umd_classify_options *options)
+{
+    double sensitivity = options->sensitivity, specificity = options->specificity;
+    bool reached = false;
+    if (!is_share(sensitivity) || !is_share(specificity))
+        return umdi_fail(UMD_ERROR_USAGE, "sensitivity %g, specificity %g given; a number above 0 "
+                         "and below 1 is allowed, 0 for none", sensitivity, specificity);
+    if (sensitivity > 0 && specificity > 0)
+        return umdi_fail(UMD_ERROR_USAGE, "give either a sensitivity or a specificity, not both");
+    if (sensitivity <= 0 && specificity <= 0)
+        return UMD_OK;
+    if (task->curves == NULL)
+        return umdi_fail(UMD_ERROR_USAGE, "task '%.60s' of this bundle has no operating curves; fit "
+                         "them with `umd-edge-export trust` on labelled records", task->name.text);
+    for (size_t i = 0; i < task->outputs.count && !reached; i++)
+        if (task->curves[i].count != 0)
+            umdi_curve_point(&task->curves[i], sensitivity, specificity, &reached);
+    if (reached)
+        return UMD_OK;
+    return umdi_fail(UMD_ERROR_USAGE, "no label of task '%.60s' can promise %s %g; its validation "
+                     "records are too few", task->name.text,
+                     sensitivity > 0 ? "sensitivity" : "specificity",
+                     sensitivity > 0 ? sensitivity : specificity);
+}
+
+/* Each label with a curve is decided on its own, at the point that was asked for. */
+static void decide_at(umd_result *result, const umd_classify_options *options)
+{
+    const umdi_task *task = result->task;
+    bool asked = options->sensitivity > 0 || options->specificity > 0;
+    for (uint32_t i = 0; i < result->count && asked; i++) {
+        umd_item *item = &result->items[i];
+        const umdi_curve *curve = &task->curves[i];
+        bool reached;
+        size_t point;
+        if (curve->count == 0)
+            continue;
+        point = umdi_curve_point(curve, options->sensitivity, options->specificity, &reached);
+        item->threshold = curve->thresholds[point];
+        item->sensitivity = curve->sensitivities[point];
+        item->specificity = curve->specificities[point];
+        item->positive = item->probability >= item->threshold;
+        item->point = reached ? UMD_POINT_REACHED : UMD_POINT_BEST;
+    }
 }
 
 static umd_status check_logits(const umdi_task *task, const umdi_tensor *logits)
@@ -222,11 +269,15 @@ static umd_status classify(umd_image *image, const umdi_task *task,
     umdi_text text = {NULL, 0};
     umd_status status = umdi_values_init(predictor, &values);
     if (status == UMD_OK)
+        status = check_operating(task, options);
+    if (status == UMD_OK)
         status = classify_text(predictor, task, options->text, &text);
     if (status == UMD_OK)
         status = umdi_values_fill(predictor, task, options->values, options->value_count, &values);
     if (status == UMD_OK && result->status == UMD_RESULT_OK)
         status = decide(result, image, text, options->text == NULL, &values, control);
+    if (status == UMD_OK)
+        decide_at(result, options);
     umdi_delete(&predictor->allocator, (void *)(uintptr_t)text.text);
     umdi_values_free(predictor, &values);
     return status;
@@ -284,4 +335,102 @@ umd_status umd_get_item(const umd_result *result, uint32_t index, umd_item *item
                          result->count);
     facts = result->items[index];
     return umdi_give(item, &facts, sizeof facts, "umd_item");
+}
+
+static bool is_in(const umdi_conformal *conformal, const umdi_limits *limits, size_t row,
+                  double share, bool *complete)
+{
+    double limit = umdi_limit(conformal, limits, row);
+    *complete = *complete || isnan(limit);
+    return isnan(limit) || share >= limit;
+}
+
+/* The states of every label, in the task's order. */
+static size_t label_states(const umd_result *result, size_t row, umd_member *members,
+                           umd_set *facts)
+{
+    const umdi_task *task = result->task;
+    const umdi_conformal *conformal = &task->conformal;
+    bool complete = false;
+    facts->n = UINT32_MAX;
+    for (size_t i = 0; i < task->outputs.count; i++) {
+        const umdi_limits *present = &conformal->present[i], *absent = &conformal->absent[i];
+        double share = result->probabilities[i];
+        members[i].output = (uint32_t)i;
+        members[i].states = is_in(conformal, present, row, share, &complete) ? UMD_PRESENT : 0;
+        if (is_in(conformal, absent, row, 1.0 - share, &complete))
+            members[i].states |= UMD_ABSENT;
+        facts->n = present->n < facts->n ? present->n : facts->n;
+        facts->n = absent->n < facts->n ? absent->n : facts->n;
+    }
+    facts->complete = complete;
+    return task->outputs.count;
+}
+
+/* The outputs that may be right, the most probable first. */
+static umd_status right_outputs(const umd_result *result, size_t row, umd_member *members,
+                                umd_set *facts, size_t *used)
+{
+    const umdi_conformal *conformal = &result->task->conformal;
+    const umd_allocator *allocator = &result->predictor->allocator;
+    size_t outputs = result->task->outputs.count;
+    size_t *order = umdi_new(allocator, outputs, sizeof *order);
+    bool complete = false;
+    if (order == NULL)
+        return UMD_ERROR_OUT_OF_MEMORY;
+    umdi_most_probable(result->probabilities, outputs, outputs, order);
+    *used = 0;
+    for (size_t i = 0; i < outputs; i++) {
+        double share = result->probabilities[order[i]];
+        if (!is_in(conformal, &conformal->any_output, row, share, &complete))
+            break;
+        members[(*used)++] = (umd_member){(uint32_t)order[i], UMD_PRESENT};
+    }
+    umdi_delete(allocator, order);
+    facts->n = conformal->any_output.n;
+    facts->complete = complete;
+    return UMD_OK;
+}
+
+umd_status umd_get_set(const umd_result *result, double coverage, umd_set *set,
+                       umd_member *members, size_t *count)
+{
+    const umdi_conformal *conformal;
+    umd_set facts;
+    umd_member *own;
+    size_t used = 0, row;
+    umd_status status = UMD_OK;
+    if (result == NULL || set == NULL || count == NULL)
+        return umdi_missing("the result, the set or the count");
+    conformal = &result->task->conformal;
+    if (!(coverage > 0 && coverage < 1))
+        return umdi_fail(UMD_ERROR_USAGE, "coverage %g given; a number above 0 and below 1 is "
+                         "needed", coverage);
+    if (conformal->coverage_count == 0)
+        return umdi_fail(UMD_ERROR_USAGE, "task '%.60s' of this bundle has no conformal thresholds; "
+                         "fit them with `umd-edge-export trust` on labelled records",
+                         result->task->name.text);
+    if (result->probabilities == NULL)
+        return umdi_fail(UMD_ERROR_USAGE, "the result has no items, so nothing to choose from; look "
+                         "at its status");
+    memset(&facts, 0, sizeof facts);
+    own = umdi_new(&result->predictor->allocator, result->task->outputs.count, sizeof *own);
+    if (own == NULL)
+        return UMD_ERROR_OUT_OF_MEMORY;
+    row = umdi_conformal_row(conformal, coverage);
+    if (conformal->by_class)
+        used = label_states(result, row, own, &facts);
+    else
+        status = right_outputs(result, row, own, &facts, &used);
+    if (status == UMD_OK)
+        status = umdi_give(set, &facts, sizeof facts, "umd_set");
+    if (status == UMD_OK && members != NULL && *count < used)
+        status = umdi_fail(UMD_ERROR_BUFFER_TOO_SMALL, "room for %zu members given; %zu are needed",
+                           *count, used);
+    else if (status == UMD_OK && members != NULL)
+        memcpy(members, own, used * sizeof *own);
+    if (status == UMD_OK || status == UMD_ERROR_BUFFER_TOO_SMALL)
+        *count = used;
+    umdi_delete(&result->predictor->allocator, own);
+    return status;
 }

@@ -66,8 +66,7 @@ struct umd_image {
     umd_predictor *predictor;
     umdi_tensor tokens;
     umdi_tensor embedding;
-    char *modality; /* NULL: not given */
-    char *body_part;
+    char *facts[UMDI_FACTS]; /* NULL: not given */
 };
 
 void umdi_log(const umd_predictor *predictor, int32_t level, const char *message);

@@ -129,10 +129,44 @@ static umd_status check_rest(const umdi_json *value, const char *path)
     return UMD_OK;
 }
 
-static umd_status read_probability(const umdi_json *value, const char *path, umdi_task *task)
+/* One finite number for each output. */
+static umd_status read_vector(umdi_arena *arena, const umdi_json *value, const char *path,
+                              size_t count, double **out)
+{
+    size_t i = 0;
+    if (value == NULL || value->type != UMDI_ARRAY || value->count != count)
+        return umdi_bad_field(
+            path, "scale and bias need one number for each output, both or neither");
+    *out = umdi_arena_new(arena, count, sizeof **out);
+    if (*out == NULL)
+        return UMD_ERROR_OUT_OF_MEMORY;
+    for (const umdi_json *item = value->items; item != NULL; item = item->next) {
+        UMDI_TRY(umdi_read_number(item, path, &(*out)[i]));
+        if (!isfinite((*out)[i++]))
+            return umdi_bad_field(path, "scale must be above 0 and bias finite");
+    }
+    return UMD_OK;
+}
+
+static umd_status read_scaling(umdi_arena *arena, const umdi_json *value, const char *path,
+                               umdi_task *task)
+{
+    const umdi_json *scale = umdi_json_get(value, "scale"), *bias = umdi_json_get(value, "bias");
+    if (scale == NULL && bias == NULL)
+        return UMD_OK;
+    UMDI_TRY(read_vector(arena, scale, path, task->outputs.count, &task->scale));
+    UMDI_TRY(read_vector(arena, bias, path, task->outputs.count, &task->bias));
+    for (size_t i = 0; i < task->outputs.count; i++)
+        if (!(task->scale[i] > 0))
+            return umdi_bad_field(path, "scale must be above 0 and bias finite");
+    return UMD_OK;
+}
+
+static umd_status read_probability(umdi_arena *arena, const umdi_json *value, const char *path,
+                                   umdi_task *task)
 {
     static const char *const needed[] = {"kind", NULL};
-    static const char *const optional[] = {"temperature", NULL};
+    static const char *const optional[] = {"temperature", "scale", "bias", NULL};
     const umdi_json *temperature;
     umdi_text kind;
     task->temperature = 1.0;
@@ -147,7 +181,7 @@ static umd_status read_probability(const umdi_json *value, const char *path, umd
         UMDI_TRY(umdi_read_number(temperature, path, &task->temperature));
     if (!(task->temperature > 0))
         return umdi_bad_field(path, "probability.temperature: above 0 allowed");
-    return UMD_OK;
+    return read_scaling(arena, value, path, task);
 }
 
 static umd_status read_points(umdi_arena *arena, const umdi_json *points,
@@ -178,22 +212,27 @@ static umd_status read_points(umdi_arena *arena, const umdi_json *points,
         task->has_abstain = true;
         task->abstain = item->number;
     }
-    if (task->has_abstain && task->multi_label)
-        return umdi_bad_field(path,
-                              "a threshold `abstain` is for tasks of which one output is right");
     return UMD_OK;
 }
 
 static umd_status read_applies(umdi_arena *arena, const umdi_json *value, const char *path,
                                umdi_task *task)
 {
-    static const char *const optional[] = {"dicom_modality", "body_part", NULL};
+    static const char *const names[] = {"dicom_modality", "body_part", "view",
+                                        "burned_in_annotation", NULL};
+    umdi_text *no = umdi_arena_new(arena, 1, sizeof *no);
+    if (no == NULL)
+        return UMD_ERROR_OUT_OF_MEMORY;
+    *no = umdi_of("NO"); /* text in the picture, unless the task says otherwise */
+    task->applies_to[UMDI_BURNED_IN] = (umdi_texts){no, 1, true};
     if (value == NULL)
         return UMD_OK;
-    UMDI_TRY(umdi_check_object(value, path, nothing, optional));
-    for (const umdi_json *item = value->items; item != NULL; item = item->next) {
-        umdi_texts *texts =
-            umdi_equal(item->key, "body_part") ? &task->body_parts : &task->modalities;
+    UMDI_TRY(umdi_check_object(value, path, nothing, names));
+    for (size_t i = 0; i < UMDI_FACTS; i++) {
+        const umdi_json *item = umdi_json_get(value, names[i]);
+        umdi_texts *texts = &task->applies_to[i];
+        if (item == NULL)
+            continue;
         texts->given = true;
         UMDI_TRY(umdi_read_texts(arena, item, path, &texts->items, &texts->count));
     }
@@ -268,7 +307,7 @@ umd_status umdi_task_parse(umdi_arena *arena, const umdi_json *value, const char
     static const char *const optional[] = {"labels", "answers",     "multi_label",      "prompt",
                                            "select", "reads",       "target",           "group",
                                            "probability", "operating_points", "thresholds",
-                                           "applies_to",  NULL};
+                                           "applies_to",  "operating_curves", "conformal", NULL};
     static const char *const kinds[] = {"classification", "vqa", "retrieval"};
     const umdi_json *item;
     umdi_text kind;
@@ -292,10 +331,16 @@ umd_status umdi_task_parse(umdi_arena *arena, const umdi_json *value, const char
     UMDI_TRY(read_outputs(arena, value, path, task));
     if (task->outputs.count > 1)
         UMDI_TRY(check_outputs(arena, path, task));
-    UMDI_TRY(read_probability(umdi_json_get(value, "probability"), path, task));
+    UMDI_TRY(read_probability(arena, umdi_json_get(value, "probability"), path, task));
     UMDI_TRY(read_reads(arena, umdi_json_get(value, "reads"), path, manifest, task));
     UMDI_TRY(read_points(arena, umdi_json_get(value, "operating_points"),
                          umdi_json_get(value, "thresholds"), path, task));
+    UMDI_TRY(umdi_curves_parse(arena, umdi_json_get(value, "operating_curves"), path,
+                               task->outputs.items, task->outputs.count, &task->curves));
+    UMDI_TRY(umdi_conformal_parse(arena, umdi_json_get(value, "conformal"), path,
+                                  task->outputs.items, task->outputs.count, &task->conformal));
+    if (task->conformal.coverage_count != 0 && task->conformal.by_class != task->multi_label)
+        return umdi_bad_field(path, "conformal: multi-label tasks need lac_by_class, others lac");
     UMDI_TRY(read_applies(arena, umdi_json_get(value, "applies_to"), path, task));
     return check_rest(value, path);
 }

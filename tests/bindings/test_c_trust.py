@@ -1,0 +1,264 @@
+"""Scaling, operating points and prediction sets in C, compared with the Python runtime."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import umd_edge
+from support.bundles import repack
+from support.c_library import CError, CImage, CPredictor
+from umd_edge.errors import ManifestError, UsageError
+
+IMAGE = np.random.default_rng(4).integers(0, 256, (60, 40), dtype=np.uint8)
+COVERAGES = [0.5, 0.8, 0.9, 0.95]
+CURVE = {
+    "thresholds": [0.05, 0.3, 0.45, 0.6],
+    "sensitivities": [0.95, 0.8, 0.5, 0.1],
+    "specificities": [0.2, 0.4, 0.7, 0.9],
+    "n_positive": 19,
+    "n_negative": 40,
+}
+
+
+def _task(manifest: dict[str, Any], name: str) -> dict[str, Any]:
+    task: dict[str, Any] = next(task for task in manifest["tasks"] if task["name"] == name)
+    return task
+
+
+def _fitted(manifest: dict[str, Any]) -> None:
+    """Everything that can be fitted, on all tasks of the tiny bundle."""
+    rng = np.random.default_rng(8)
+    for task in manifest["tasks"]:
+        outputs = task.get("labels", task.get("answers", []))
+        task["probability"]["temperature"] = 1.7
+        task["probability"]["scale"] = rng.uniform(0.2, 3, len(outputs)).tolist()
+        task["probability"]["bias"] = rng.normal(0, 0.5, len(outputs)).tolist()
+        task["operating_curves"] = {name: CURVE for name in outputs[::2]}
+        if task["multi_label"]:
+            entry = {"n": 12, "thresholds": [0.6, 0.5, 0.3, None]}
+            states = {"present": entry, "absent": {"n": 9, "thresholds": [0.7, 0.52, 0.2, 0.1]}}
+            labels = {name: states for name in outputs}
+            conformal = {"method": "lac_by_class", "coverages": COVERAGES, "labels": labels}
+        else:
+            even = 1 / len(outputs)
+            thresholds = [1.2 * even, even, 0.6 * even, None]
+            conformal = {
+                "method": "lac",
+                "coverages": COVERAGES,
+                "n": 17,
+                "thresholds": thresholds,
+            }
+        task["conformal"] = conformal
+    _task(manifest, "chest-xray")["thresholds"] = {"abstain": 0.99}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return repack(tmp_path_factory.mktemp("trust") / "fitted.umd", edit=_fitted)
+
+
+@pytest.fixture(scope="module")
+def image(bundle: Path) -> CImage:
+    return CPredictor(bundle).encode(IMAGE)
+
+
+@pytest.fixture(scope="module")
+def encoded(bundle: Path) -> umd_edge.EncodedImage:
+    return umd_edge.Predictor.load(bundle).encode(IMAGE)
+
+
+TASKS = ["chest-xray", "breast-ultrasound", "skin-lesion"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_scaled_probabilities_are_those_of_python(
+    task: str, image: CImage, encoded: umd_edge.EncodedImage
+) -> None:
+    wanted, given = encoded.classify(task), image.classify(task)
+    probabilities = [finding.probability for finding in wanted.findings]
+    assert np.allclose([item[1] for item in given.items], probabilities, rtol=1e-14, atol=0)
+    assert [item[2] for item in given.items] == [f.positive for f in wanted.findings]
+    assert (["ok", "abstain"][given.status], given.reason) == (wanted.status, wanted.reason)
+    assert {point[0] for point in given.points} == {0}
+
+
+def test_a_multi_label_task_abstains_by_its_mean_certainty(image: CImage) -> None:
+    given = image.classify("chest-xray")
+    assert given.status == 1
+    assert given.reason.startswith("the mean certainty of the labels is below")
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(
+    "wanted", [{"sensitivity": 0.95}, {"sensitivity": 0.6}, {"specificity": 0.41}]
+)
+def test_operating_points_are_those_of_python(
+    task: str, wanted: dict[str, float], image: CImage, encoded: umd_edge.EncodedImage
+) -> None:
+    findings = encoded.classify(task, **wanted).findings  # type: ignore[arg-type]
+    given = image.classify(task, **wanted)
+    assert [item[2] for item in given.items] == [finding.positive for finding in findings]
+    for finding, (point, *numbers) in zip(findings, given.points, strict=True):
+        chosen = finding.operating_point
+        assert (point == 0) == (chosen is None)
+        if chosen is not None:
+            assert point == (1 if chosen.reached else 2)
+            assert numbers == [chosen.threshold, chosen.sensitivity, chosen.specificity]
+
+
+@pytest.mark.parametrize("coverage", [0.3, 0.5, 0.75, 0.9, 0.95, 0.99])
+def test_prediction_sets_are_those_of_python(
+    coverage: float, image: CImage, encoded: umd_edge.EncodedImage
+) -> None:
+    for task in TASKS:
+        wanted = encoded.classify(task, coverage=coverage).prediction_set
+        assert wanted is not None
+        result = image.classify(task, coverage=coverage)
+        names = [item[0] for item in result.items]
+        assert result.set is not None
+        members, n, complete = result.set
+        assert (n, complete) == (wanted.n, wanted.complete)
+        if wanted.states is None:
+            assert tuple(names[output] for output, _ in members) == wanted.outputs
+        else:
+            bits = {"present": 1, "absent": 2}
+            states = {names[output]: state for output, state in members}
+            assert states == {k: sum(bits[s] for s in v) for k, v in wanted.states.items()}
+    answer = encoded.ask("chest ?", coverage=coverage).prediction_set
+    given = image.ask("chest ?", coverage=coverage).set
+    assert answer is not None
+    assert given is not None
+    assert len(given[0]) == len(answer.outputs)
+    assert (given[1], given[2]) == (answer.n, answer.complete)
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"sensitivity": 0.96},
+        {"specificity": 0.95},
+        {"sensitivity": 0.5, "specificity": 0.5},
+        {"sensitivity": 1.0},
+        {"sensitivity": -0.1},
+        {"specificity": float("nan")},
+    ],
+)
+def test_what_no_label_can_promise_is_refused_as_in_python(
+    wanted: dict[str, float], image: CImage, encoded: umd_edge.EncodedImage
+) -> None:
+    with pytest.raises(UsageError):
+        encoded.classify("skin-lesion", **wanted)  # type: ignore[arg-type]
+    with pytest.raises(CError) as caught:
+        image.classify("skin-lesion", **wanted)
+    assert caught.value.name == "UsageError"
+
+
+def test_a_bundle_without_fits_says_so(tiny_bundle: Path) -> None:
+    image = CPredictor(tiny_bundle).encode(IMAGE)
+    for wanted in ({"sensitivity": 0.9}, {"coverage": 0.9}):
+        with pytest.raises(CError, match="umd-edge-export trust") as caught:
+            image.classify("breast-ultrasound", **wanted)  # type: ignore[arg-type]
+        assert caught.value.name == "UsageError"
+
+
+@pytest.mark.parametrize("coverage", [0.0, 1.0, -1.0, float("nan")])
+def test_a_coverage_that_is_none_is_refused(coverage: float, image: CImage) -> None:
+    with pytest.raises(CError, match="coverage"):
+        image.classify("breast-ultrasound", coverage=coverage)
+
+
+def test_facts_that_contradict_are_outside_the_intended_use(tmp_path: Path) -> None:
+    def views(manifest: dict[str, Any]) -> None:
+        _task(manifest, "chest-xray")["applies_to"] = {"view": ["PA", "AP"]}
+        _task(manifest, "skin-lesion")["applies_to"] = {"burned_in_annotation": ["YES", "NO"]}
+
+    opened = CPredictor(repack(tmp_path / "views.umd", edit=views))
+    for facts, task, tag in (
+        ({"view": b"LATERAL"}, "chest-xray", "ViewPosition (0018,5101)"),
+        ({"view": b"pa"}, "chest-xray", None),
+        ({"view": b"LATERAL"}, "skin-lesion", None),
+        ({"burned_in_annotation": b"YES"}, "chest-xray", "BurnedInAnnotation (0028,0301)"),
+        ({"burned_in_annotation": b"YES"}, "skin-lesion", None),
+        ({"burned_in_annotation": b"NO"}, "chest-xray", None),
+    ):
+        result = opened.encode(IMAGE, **facts).classify(task)
+        assert (result.status == 3) == (tag is not None), (facts, task)
+        assert tag is None or tag in result.reason
+
+
+def _broken(path: tuple[str, ...], value: object) -> Callable[[dict[str, Any]], None]:
+    def edit(manifest: dict[str, Any]) -> None:
+        _fitted(manifest)
+        # repeated objects of the fixture must not change together
+        manifest["tasks"] = copy.deepcopy(manifest["tasks"])
+        place: Any = _task(manifest, path[0])
+        for key in path[1:-1]:
+            place = place[key]
+        place[path[-1]] = value
+
+    return edit
+
+
+SKIN, CHEST = "skin-lesion", "chest-xray"
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ((SKIN, "probability", "scale"), [1.0]),
+        ((SKIN, "probability", "scale"), [0.0] * 6),
+        ((SKIN, "probability", "bias"), "none"),
+        ((SKIN, "operating_curves"), {"unheard of": CURVE}),
+        ((SKIN, "operating_curves"), []),
+        ((SKIN, "conformal", "method"), "guess"),
+        ((SKIN, "conformal", "method"), "lac_by_class"),
+        ((SKIN, "conformal", "coverages"), [0.9, 0.8, 0.95, 0.99]),
+        ((SKIN, "conformal", "thresholds"), [0.1, 0.2, 0.3, 0.4]),
+        ((SKIN, "conformal", "thresholds"), [0.4, None, 0.3, 0.2]),
+        ((SKIN, "conformal", "thresholds"), [0.4, 0.3]),
+        ((SKIN, "conformal", "thresholds"), [1.4, 0.3, 0.2, 0.1]),
+        ((SKIN, "conformal", "n"), -1),
+        ((SKIN, "conformal", "more"), 1),
+        ((CHEST, "conformal", "labels"), {}),
+    ],
+)
+def test_what_is_fitted_wrongly_is_refused_as_in_python(
+    path: tuple[str, ...], value: object, tmp_path: Path
+) -> None:
+    broken = repack(tmp_path / "broken.umd", edit=_broken(path, value))
+    with pytest.raises(ManifestError):
+        umd_edge.Predictor.load(broken)
+    with pytest.raises(CError) as caught:
+        CPredictor(broken)
+    assert caught.value.name == "ManifestError"
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("thresholds", [0.3, 0.05, 0.45, 0.6]),
+        ("sensitivities", [0.1, 0.5, 0.8, 0.95]),
+        ("specificities", [0.2, 0.4, 0.7]),
+        ("n_positive", 0),
+        ("n_negative", 1.5),
+    ],
+)
+def test_a_curve_that_is_none_is_refused_as_in_python(
+    column: str, value: object, tmp_path: Path
+) -> None:
+    def edit(manifest: dict[str, Any]) -> None:
+        task = _task(manifest, SKIN)
+        task["operating_curves"] = {task["labels"][0]: {**CURVE, column: value}}
+
+    broken = repack(tmp_path / "broken.umd", edit=edit)
+    with pytest.raises(ManifestError):
+        umd_edge.Predictor.load(broken)
+    with pytest.raises(CError) as caught:
+        CPredictor(broken)
+    assert caught.value.name == "ManifestError"
