@@ -38,6 +38,7 @@ from ._results import (
     Timing,
 )
 from ._sr import sr_report, write_sr
+from ._swap import PredictorSlot
 from .errors import (
     AuditError,
     AuditWriteError,
@@ -103,6 +104,7 @@ __all__ = [
     "MissingDependencyError",
     "Outcome",
     "Predictor",
+    "PredictorSlot",
     "ProviderError",
     "ProviderUnavailableError",
     "Ranking",
