@@ -8,37 +8,16 @@ A `Predictor` opens a bundle and answers::
     encoded = predictor.encode("chest.dcm")
     print(encoded.ask("Which organ is shown?").text)
 
-Importing the package loads numpy and nothing heavier: onnxruntime, tokenizers, Pillow and pydicom
-come with their first use. It is not a medical device.
+Importing the package loads next to nothing: numpy, onnxruntime, tokenizers, Pillow and pydicom come
+with their first use. It is not a medical device.
 """
 
 from __future__ import annotations
 
+import importlib
 import logging
+from typing import TYPE_CHECKING, Any
 
-from ._audit import AuditLog
-from ._bundle import Bundle
-from ._deadline import CancelToken, limited
-from ._encoded import EncodedImage
-from ._fhir import fhir_report, write_fhir
-from ._gallery import Gallery
-from ._image import DicomFacts
-from ._manifest import Manifest
-from ._map import Outcome
-from ._options import SessionOptions
-from ._predictor import Predictor
-from ._rank import Match, Ranking
-from ._results import (
-    Alternative,
-    Answer,
-    BundleInfo,
-    Classification,
-    Embeddings,
-    Finding,
-    Timing,
-)
-from ._sr import sr_report, write_sr
-from ._swap import PredictorSlot
 from .errors import (
     AuditError,
     AuditWriteError,
@@ -67,6 +46,31 @@ from .errors import (
     UnknownTaskError,
     UsageError,
 )
+
+if TYPE_CHECKING:
+    from ._audit import AuditLog
+    from ._bundle import Bundle
+    from ._deadline import CancelToken, limited
+    from ._encoded import EncodedImage
+    from ._fhir import fhir_report, write_fhir
+    from ._gallery import Gallery
+    from ._image import DicomFacts
+    from ._manifest import Manifest
+    from ._map import Outcome
+    from ._options import SessionOptions
+    from ._predictor import Predictor
+    from ._rank import Match, Ranking
+    from ._results import (
+        Alternative,
+        Answer,
+        BundleInfo,
+        Classification,
+        Embeddings,
+        Finding,
+        Timing,
+    )
+    from ._sr import sr_report, write_sr
+    from ._swap import PredictorSlot
 
 __version__ = "0.1.0"
 
@@ -124,5 +128,48 @@ __all__ = [
     "write_fhir",
     "write_sr",
 ]
+
+# Each name comes with the module that defines it, when it is first used.
+_HOMES = {
+    "Alternative": "_results",
+    "Answer": "_results",
+    "AuditLog": "_audit",
+    "Bundle": "_bundle",
+    "BundleInfo": "_results",
+    "CancelToken": "_deadline",
+    "Classification": "_results",
+    "DicomFacts": "_image",
+    "Embeddings": "_results",
+    "EncodedImage": "_encoded",
+    "Finding": "_results",
+    "Gallery": "_gallery",
+    "Manifest": "_manifest",
+    "Match": "_rank",
+    "Outcome": "_map",
+    "Predictor": "_predictor",
+    "PredictorSlot": "_swap",
+    "Ranking": "_rank",
+    "SessionOptions": "_options",
+    "Timing": "_results",
+    "fhir_report": "_fhir",
+    "limited": "_deadline",
+    "sr_report": "_sr",
+    "write_fhir": "_fhir",
+    "write_sr": "_sr",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{home}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})
+
 
 logging.getLogger("umd_edge").addHandler(logging.NullHandler())
