@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from ._bundle import Bundle
-from ._manifest import Manifest
+from ._insides import Insides
+from ._manifest import Manifest, VariantSpec
 from ._options import SessionOptions
 from ._results import Int8Path
 from ._session import GraphSession, GraphSpec, needs_u8u8
 from ._task import output_name
 
-__all__ = ["Graphs", "default_variant", "fusion_outputs", "graph_specs"]
+__all__ = ["Graphs", "default_variant", "fusion_outputs", "graph_specs", "weight_bits"]
 
 
 def fusion_outputs(manifest: Manifest) -> tuple[str, ...]:
@@ -55,6 +56,12 @@ def default_variant(manifest: Manifest, provider: str) -> str:
     return tensorrt_variant(manifest, None)
 
 
+def weight_bits(variant: VariantSpec) -> int:
+    """Bits of a variant's integer weights, 8 where its notes do not say."""
+    bits = variant.notes.get("weight_bits", 8)
+    return bits if type(bits) is int and 2 <= bits <= 8 else 8
+
+
 class Graphs:
     """Opened graphs of one variant."""
 
@@ -65,9 +72,7 @@ class Graphs:
         self.int8_path: Int8Path = ""
         if variant.startswith("int8"):
             # Weights of 7 bits or fewer cannot saturate a sum of two products.
-            bits = chosen.notes.get("weight_bits", 8)
-            u8u8 = options.provider == "cpu" and not (type(bits) is int and bits < 8)
-            u8u8 = u8u8 and needs_u8u8()
+            u8u8 = options.provider == "cpu" and weight_bits(chosen) >= 8 and needs_u8u8()
             self.int8_path = "u8u8" if u8u8 else "native"
 
         def open_part(part: str) -> GraphSession:
@@ -81,3 +86,4 @@ class Graphs:
         self.vision = open_part("vision")
         self.text = open_part("text")
         self.fusion = open_part("fusion")
+        self.insides = Insides(bundle, chosen.graphs, specs, options, u8u8=u8u8)

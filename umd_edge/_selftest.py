@@ -1,12 +1,11 @@
 """The power-on self-test: golden inputs must give the stored outputs on this machine.
 
-Preprocessing and tokenisation must agree to the bit, the graphs within the variant's tolerance.
+Preprocessing, tokenisation and sums of 8-bit products must agree to the bit, the graphs within the
+variant's tolerance.
 """
 
 from __future__ import annotations
 
-import io
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ._container import write_zip
+from ._arrays import read_arrays, write_arrays
 from ._engine import Engine
 from ._graphs import Graphs
 from ._json import load_strict
 from ._preprocess import preprocess
+from ._saturation import saturation_error
 from .errors import BundleIntegrityError, InputError, SelfTestError
 
 __all__ = [
@@ -29,7 +29,6 @@ __all__ = [
     "write_golden",
 ]
 
-_MAX_GOLDEN_BYTES = 256 << 20
 _INPUTS = ("image", "pixel_values", "texts", "input_ids", "attention_mask")
 _STRUCTURED = ("structured_values", "structured_mask")
 
@@ -79,32 +78,8 @@ def _bad(problem: str) -> BundleIntegrityError:
 
 
 def read_golden(data: bytes) -> dict[str, Array]:
-    """Read a `.npz` without pickle and without trusting its sizes.
-
-    Returns:
-        Key -> array, read-only.
-
-    Raises:
-        BundleIntegrityError: No npz, larger than 256 MiB, or an array that is not plain numbers.
-    """
-    arrays: dict[str, Array] = {}
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            members = archive.infolist()
-            if sum(member.file_size for member in members) > _MAX_GOLDEN_BYTES:
-                raise _bad("unpacks to more than 256 MiB")
-            for member in members:
-                name = member.filename.removesuffix(".npy")
-                if name in arrays:
-                    raise _bad("holds an array twice")
-                with archive.open(member) as file:
-                    arrays[name] = _read_array(file.read(member.file_size))
-    except BundleIntegrityError:
-        raise
-    # zipfile and numpy's header reader raise a dozen classes, tokenize.TokenError among them.
-    except Exception as error:
-        raise _bad("is no readable npz file") from error
-    return arrays
+    """Arrays of the golden file; see `read_arrays` for what is raised."""
+    return read_arrays(data, "golden file")
 
 
 def write_golden(arrays: Mapping[str, Array]) -> bytes:
@@ -113,37 +88,7 @@ def write_golden(arrays: Mapping[str, Array]) -> bytes:
     Args:
         arrays: Key -> numbers of any shape. `texts` is the UTF-8 JSON list as (N,) uint8.
     """
-    files = {}
-    for name, array in arrays.items():
-        file = io.BytesIO()
-        np.lib.format.write_array(file, np.ascontiguousarray(array), (1, 0), allow_pickle=False)
-        files[name + ".npy"] = file.getvalue()
-    out = io.BytesIO()
-    write_zip(files, out)
-    return out.getvalue()
-
-
-def _read_array(data: bytes) -> Array:
-    """Read one `.npy`; the size is compared with the header before anything is allocated."""
-    file = io.BytesIO(data)
-    version = np.lib.format.read_magic(file)
-    readers = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    if version not in readers:
-        raise ValueError("npy version")
-    shape, fortran, dtype = readers[version](file)
-    if dtype.hasobject or dtype.kind not in "biuf":
-        raise ValueError("only plain numbers are allowed")
-    body = data[file.tell() :]
-    count = 1
-    for length in shape:
-        count *= length
-    if count * dtype.itemsize != len(body):
-        raise ValueError("size and header differ")
-    array: Array = np.frombuffer(body, dtype=dtype)
-    return array.reshape(shape, order="F" if fortran else "C")
+    return write_arrays(arrays)
 
 
 def compute_golden_outputs(graphs: Graphs, golden: Mapping[str, Array]) -> dict[str, Array]:
@@ -201,6 +146,7 @@ def run_self_test(engine: Engine) -> VerificationReport:
         checks = _input_checks(engine, golden)
     except InputError as error:
         raise _bad("holds inputs of a wrong form") from error
+    checks.extend(_sum_checks(engine))
     tolerance = manifest.variants[engine.variant].golden_tolerance
     for name, value in compute_golden_outputs(engine.graphs, golden).items():
         stored = golden.get(f"{engine.variant}/{name}")
@@ -219,6 +165,16 @@ def run_self_test(engine: Engine) -> VerificationReport:
     return VerificationReport(
         engine.variant, engine.options.provider, len(manifest.files), tuple(checks)
     )
+
+
+def _sum_checks(engine: Engine) -> list[GoldenCheck]:
+    """One exact check of 8-bit sums, where the processor computes such."""
+    path = engine.graphs.int8_path
+    if not path or engine.options.provider != "cpu":
+        return []
+    chosen = engine.manifest.variants[engine.variant]
+    error = saturation_error(chosen, engine.options, u8u8=path == "u8u8")
+    return [GoldenCheck("8-bit sums", error, 0.0)]
 
 
 def _input_checks(engine: Engine, golden: Mapping[str, Array]) -> list[GoldenCheck]:
