@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ._preprocess import preprocess
+from ._ood import ImageProfile
+from ._preprocess import normalise, resize_for
 from ._results import Answer, Classification, Timing
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class EncodedImage:
         self._dicom = loaded.dicom
         self._lock = threading.Lock()
         self._outputs: tuple[Float32Array, Float32Array] | None = None
+        self._small: npt.NDArray[np.uint8] | None = None
+        self._profile: ImageProfile | None = None
         self._timing = Timing(decode_ms=decode_ms, total_ms=decode_ms)
 
     @property
@@ -74,18 +77,33 @@ class EncodedImage:
                 self._outputs = self._encode()
             return self._outputs
 
+    def profile(self) -> ImageProfile:
+        """What the out-of-distribution scores of all tasks need; computed at the first call."""
+        tokens = self.features()[0]
+        with self._lock:
+            if self._profile is None:
+                if self._small is None:
+                    raise RuntimeError("the pixels are gone although no profile was made")
+                self._profile = ImageProfile(self._small, tokens[0])
+                self._small = None
+            return self._profile
+
     def _encode(self) -> tuple[Float32Array, Float32Array]:
         loaded = self._loaded
         if loaded is None:
             raise RuntimeError("the pixels are gone although the image was never encoded")
         start = perf_counter()
-        pixel_values = preprocess(loaded.pixels, self._engine.manifest.preprocessing)[None]
+        spec = self._engine.manifest.preprocessing
+        small = resize_for(loaded.pixels, spec)
+        pixel_values = normalise(small, spec)[None]
         ready = perf_counter()
         tokens, embedding = self._engine.run_vision(pixel_values)
         end = perf_counter()
         tokens.flags.writeable = False
         embedding.flags.writeable = False
         self._loaded = None  # the pixels are not needed again
+        # Pixels of the right size were not copied: the caller may write to them later.
+        self._small = small.copy() if small is loaded.pixels else small
         self._timing = Timing(
             decode_ms=self._timing.decode_ms,
             preprocess_ms=(ready - start) * 1e3,

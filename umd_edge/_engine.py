@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from ._bundle import Bundle
 from ._graphs import Graphs, default_variant
+from ._ood import OodScore, energy, load_models
 from ._options import SessionOptions
 from ._postprocess import (
     best_outputs,
@@ -29,6 +30,7 @@ from ._postprocess import (
 )
 from ._records import compose_text
 from ._results import Alternative, Answer, BundleInfo, Classification, Finding, Status, Timing
+from ._status import judge, outside_intended_use
 from ._structured import encode_structured
 from ._task import TaskSpec, output_name
 from ._tokenizer import TextTokenizer
@@ -48,14 +50,6 @@ TextFeatures = tuple[Float32Array, npt.NDArray[np.int64]]
 _ALTERNATIVES = 5
 _QUESTIONS_KEPT = 64
 _TEXT_OUTPUTS = ["text_tokens"]
-_TAGS = {
-    "dicom_modality": "Modality (0008,0060)",
-    "body_part": "BodyPartExamined (0018,0015)",
-    "view": "ViewPosition (0018,5101)",
-    "burned_in_annotation": "BurnedInAnnotation (0028,0301)",
-}
-# Text in the pixels can name the patient or the diagnosis, so a task has to ask for it.
-_APPLIES_UNLESS_SAID = {"burned_in_annotation": ("NO",)}
 
 
 class Engine:
@@ -82,6 +76,7 @@ class Engine:
         self._prompts: dict[str, TextFeatures] = {}
         self._questions: dict[str, TextFeatures] = {}
         self._lock = threading.Lock()
+        self._ood = load_models(manifest.tasks, bundle.read)
         self._real_tokens = np.ones((1, manifest.tokenizer.max_length), np.int64)
         self._vqa_names = [task.name for task in manifest.tasks if task.kind == "vqa"]
         width = len(manifest.structured_fields)
@@ -109,7 +104,7 @@ class Engine:
         spec = self.vqa_task(task)
         check_question(question)
         check_coverage(spec, coverage)
-        outside = _outside_intended_use(spec, encoded.dicom)
+        outside = outside_intended_use(spec, encoded.dicom)
         if outside:
             return self._answer(
                 "outside_intended_use", outside, question, Timing(), [], dicom=encoded.dicom
@@ -122,10 +117,18 @@ class Engine:
         best = best_outputs(logits, spec, _ALTERNATIVES + 1)
         chosen = None if coverage is None else prediction_set(logits, spec, coverage)
         ranked = [Alternative(spec.outputs[row], value) for row, value in best]
-        status, reason = _abstention(spec, ranked[0].probability)
+        score = self._ood_score(encoded, spec, logits)
+        status, reason = judge(spec, score, ranked[0].probability)
         timing = _timing(start, ready, perf_counter())
         return self._answer(
-            status, reason, question, timing, ranked, chosen=chosen, dicom=encoded.dicom
+            status,
+            reason,
+            question,
+            timing,
+            ranked,
+            chosen=chosen,
+            dicom=encoded.dicom,
+            score=score,
         )
 
     def classify(
@@ -144,7 +147,7 @@ class Engine:
         check_coverage(spec, coverage)
         full_text = task_text(spec, text)
         values = self.task_structured(spec, structured)
-        outside = _outside_intended_use(spec, encoded.dicom)
+        outside = outside_intended_use(spec, encoded.dicom)
         if outside:
             return self._classification(
                 "outside_intended_use", outside, spec, Timing(), (), dicom=encoded.dicom
@@ -159,10 +162,18 @@ class Engine:
         columns = (spec.outputs, probability.tolist(), decided, points)
         findings = tuple(Finding(*item) for item in zip(*columns, strict=True))
         chosen = None if coverage is None else prediction_set(logits, spec, coverage)
-        status, reason = _abstention(spec, float(confidence(probability, spec)))
+        score = self._ood_score(encoded, spec, logits)
+        status, reason = judge(spec, score, float(confidence(probability, spec)))
         timing = _timing(start, ready, perf_counter())
         return self._classification(
-            status, reason, spec, timing, findings, chosen=chosen, dicom=encoded.dicom
+            status,
+            reason,
+            spec,
+            timing,
+            findings,
+            chosen=chosen,
+            dicom=encoded.dicom,
+            score=score,
         )
 
     def example_probabilities(
@@ -238,6 +249,15 @@ class Engine:
                 "`umd-edge verify` on this machine"
             )
         return logits
+
+    def _ood_score(
+        self, encoded: EncodedImage, task: TaskSpec, logits: Float32Array
+    ) -> OodScore | None:
+        model = self._ood.get(task.name)
+        if model is None:
+            return None
+        image = encoded.profile().score(model)
+        return model.score(image, energy(logits, multi_label=task.multi_label))
 
     def vqa_task(self, name: str | None) -> TaskSpec:
         """The question-answering task of that name; the only one where None.
@@ -324,7 +344,7 @@ class Engine:
 
     def outside(self, task: TaskSpec, dicom: DicomFacts | None) -> str:
         """Why an image's DICOM header contradicts the task, or nothing."""
-        return _outside_intended_use(task, dicom)
+        return outside_intended_use(task, dicom)
 
     @property
     def common(self) -> dict[str, Any]:
@@ -341,6 +361,7 @@ class Engine:
         *,
         dicom: DicomFacts | None,
         chosen: PredictionSet | None = None,
+        score: OodScore | None = None,
     ) -> Answer:
         best = ranked[0] if ranked else Alternative("", 0.0)
         return Answer(
@@ -353,6 +374,7 @@ class Engine:
             probability=best.probability,
             alternatives=tuple(ranked[1:]) if ranked else (),
             prediction_set=chosen,
+            ood_score=None if score is None else score.value,
             **self._common,
         )
 
@@ -366,6 +388,7 @@ class Engine:
         *,
         dicom: DicomFacts | None,
         chosen: PredictionSet | None = None,
+        score: OodScore | None = None,
     ) -> Classification:
         return Classification(
             status=status,
@@ -375,6 +398,7 @@ class Engine:
             task=task.name,
             findings=findings,
             prediction_set=chosen,
+            ood_score=None if score is None else score.value,
             **self._common,
         )
 
@@ -404,37 +428,9 @@ def task_text(task: TaskSpec, text: str | None) -> str:
     return compose_text(task.prompt, [text])
 
 
-def _outside_intended_use(task: TaskSpec, dicom: DicomFacts | None) -> str:
-    """Why the header contradicts the task, or nothing; an absent tag contradicts nothing."""
-    if dicom is None:
-        return ""
-    given = {
-        "dicom_modality": dicom.modality,
-        "body_part": dicom.body_part_examined,
-        "view": dicom.view_position,
-        "burned_in_annotation": dicom.burned_in_annotation,
-    }
-    for key, allowed in {**_APPLIES_UNLESS_SAID, **task.applies_to}.items():
-        value = given[key]
-        if value is not None and value.casefold() not in {item.casefold() for item in allowed}:
-            return (
-                f"{_TAGS[key]} of the DICOM header is none of {list(allowed)}, for which task "
-                f"{task.name!r} is meant"
-            )
-    return ""
-
-
 def _all_finite(values: Float32Array) -> bool:
     # One that is no number counts as the highest. Faster than a look at each.
     return isfinite(values[values.argmax()]) and isfinite(values[values.argmin()])
-
-
-def _abstention(task: TaskSpec, certain: float) -> tuple[Status, str]:
-    limit = task.thresholds.get("abstain", 0.0)
-    if certain < limit:
-        what = "mean certainty of the labels" if task.multi_label else "highest probability"
-        return "abstain", f"the {what} is below the task's threshold of {limit:g}"
-    return "ok", ""
 
 
 def _timing(start: float, ready: float, end: float) -> Timing:

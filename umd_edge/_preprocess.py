@@ -23,7 +23,14 @@ import numpy.typing as npt
 
 from .errors import ImageInputError, ManifestError
 
-__all__ = ["PreprocessSpec", "preprocess", "resize", "window_to_uint8"]
+__all__ = [
+    "PreprocessSpec",
+    "normalise",
+    "preprocess",
+    "resize",
+    "resize_for",
+    "window_to_uint8",
+]
 
 UInt8Array = npt.NDArray[np.uint8]
 Float32Array = npt.NDArray[np.float32]
@@ -208,10 +215,14 @@ def preprocess(image: UInt8Array, spec: PreprocessSpec) -> Float32Array:
     Raises:
         ImageInputError: Wrong rank, dtype, channel count or size.
     """
+    return normalise(resize_for(image, spec), spec)
+
+
+def resize_for(image: UInt8Array, spec: PreprocessSpec) -> UInt8Array:
+    """The first half of `preprocess`: (height, width, 1 or 3) uint8; see there."""
     if image.ndim != 3 or image.shape[2] not in (1, 3):
         raise ImageInputError(f"image of shape {image.shape} given; (H, W, 1) or (H, W, 3) needed")
-    small = resize(image, spec.height, spec.width, spec.coefficient_bits)
-    return normalise(small, spec)
+    return resize(image, spec.height, spec.width, spec.coefficient_bits)
 
 
 def normalise(image: UInt8Array, spec: PreprocessSpec) -> Float32Array:

@@ -96,6 +96,9 @@ class Result:
     """How 8-bit products are summed on this processor: `native`, or `u8u8` where the native way
     could saturate; empty for a variant without them."""
     timing: Timing
+    ood_score: float | None = None
+    """How far the image is from those that the task was fitted on; 1.0 is the threshold. None
+    where the bundle has no such score, or nothing was inferred."""
     dicom: DicomFacts | None = field(default=None, repr=False)
     """Which DICOM instance and frame the image was, and its spacing; None for other images."""
 
@@ -158,6 +161,7 @@ class Classification(Result):
             "task": self.task,
             "status": self.status,
             "reason": self.reason,
+            **_score_dict(self.ood_score),
             "findings": [finding.to_dict() for finding in self.findings],
             **_set_dict(self.prediction_set),
         }
@@ -202,8 +206,13 @@ class Answer(Result):
             "alternatives": [item.to_dict() for item in self.alternatives],
             "status": self.status,
             "reason": self.reason,
+            **_score_dict(self.ood_score),
             **_set_dict(self.prediction_set),
         }
+
+
+def _score_dict(score: float | None) -> dict[str, float]:
+    return {} if score is None else {"ood_score": score}
 
 
 def _set_dict(given: PredictionSet | None) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def test_image_is_decoded_preprocessed_and_encoded_once(
     from umd_edge import _encoded, _predictor
 
     calls = []
-    for module, name in ((_predictor, "load_image"), (_encoded, "preprocess")):
+    for module, name in ((_predictor, "load_image"), (_encoded, "normalise")):
         original = getattr(module, name)
 
         def counted(*args, _name=name, _original=original, **options):
@@ -104,7 +104,7 @@ def test_image_is_decoded_preprocessed_and_encoded_once(
     for _ in range(3):
         encoded.ask(QUESTION)
         encoded.classify("chest-xray")
-    assert calls == ["load_image", "preprocess", "vision"]
+    assert calls == ["load_image", "normalise", "vision"]
 
 
 def test_prompts_and_questions_are_encoded_once_and_notes_are_not_kept(
