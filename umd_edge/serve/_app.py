@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import traceback
-from collections.abc import AsyncIterator
 from pathlib import Path
 from time import perf_counter
 
@@ -71,21 +70,15 @@ class App:
             for (method, path), handler in handlers(service).items()
         ]
 
-        @contextlib.asynccontextmanager
-        async def lifespan(_: object) -> AsyncIterator[None]:
-            sweeper = asyncio.ensure_future(_sweep(service))
-            try:
-                yield
-            finally:
-                sweeper.cancel()
-
-        self._routes: ASGIApp = Router(routes, redirect_slashes=False, lifespan=lifespan)
+        self._routes: ASGIApp = Router(routes, redirect_slashes=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; nothing is raised."""
-        if scope["type"] != "http":
-            await self._routes(scope, receive, send)
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
             return
+        if scope["type"] != "http":
+            raise NotImplementedError(f"ASGI connections of type {scope['type']!r}")
         started = perf_counter()
         options = self.service.options
         scope["umd_edge.route"] = _UNMATCHED
@@ -106,6 +99,16 @@ class App:
         except ClientGone:
             status = 499
         self._observe(scope, status, perf_counter() - started)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        """Sweep the images kept, from the server's start to its end."""
+        await receive()
+        sweeper = asyncio.ensure_future(_sweep(self.service))
+        await send({"type": "lifespan.startup.complete"})
+        with contextlib.suppress(asyncio.CancelledError):  # the server was told to end at once
+            await receive()
+            await send({"type": "lifespan.shutdown.complete"})
+        sweeper.cancel()
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
