@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ._evaluation import MetricValue, evaluate_classification, evaluate_vqa
+from ._postprocess import confidence
 from ._predictor import Predictor
 from ._rank import CANDIDATES, PairScores
-from ._records import Example, VQAReference, build_examples, read_records
-from ._results import BundleInfo
+from ._records import Example, ExampleSet, Record, VQAReference, build_examples, read_records
+from ._results import BundleInfo, Status
 from ._retrieval import build_gallery, rank_galleries
 from ._retrieval_metrics import RetrievalItems, retrieval_items, retrieval_metrics
 from ._task import OnUnmapped, TaskSpec
-from .errors import DataError, InputError, UnknownTaskError
+from .errors import DataError, InputError, UnknownTaskError, UsageError
+
+if TYPE_CHECKING:
+    from ._encoded import EncodedImage
 
 __all__ = [
+    "EvaluatedRecords",
     "Evaluation",
     "evaluate_file",
+    "evaluate_records",
     "example_metrics",
     "find_task",
     "predict_examples",
@@ -57,6 +63,19 @@ class Evaluation:
             "variant": self.variant,
             "provider": self.provider,
         }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluatedRecords:
+    """Every record that was evaluated, with what came out for it; all in one order."""
+
+    task: TaskSpec
+    examples: tuple[Example, ...] = field(repr=False)
+    records: tuple[Record, ...] = field(repr=False)
+    probabilities: npt.NDArray[np.float64] = field(repr=False)
+    """(N, K) float64, in the order of the task's outputs."""
+    statuses: tuple[Status, ...] = field(repr=False)
+    """What a call would have said of each. The metrics count every record, whatever its status."""
 
 
 def find_task(predictor: Predictor, name: str) -> TaskSpec:
@@ -95,23 +114,72 @@ def evaluate_file(
         DataError: A record cannot be read or does not fit, none is left, or an image is unusable.
     """
     task = find_task(predictor, task_name)
-    examples = build_examples(
-        read_records(data),
-        task,
-        predictor.manifest.structured_fields,
-        on_unmapped=on_unmapped,
-    )
-    if not examples.examples:
-        raise DataError(
-            f"{data}: no record fits task {task_name!r}; left out: {dict(examples.dropped)}"
-        )
+    _, examples = _examples(predictor, task, data, on_unmapped)
     if task.kind == "retrieval":
         metrics = rank_examples(predictor, task, examples.examples, on_progress)
     else:
         probabilities = predict_examples(predictor, task, examples.examples, on_progress)
         metrics = example_metrics(task, examples.examples, probabilities)
+    return _evaluation(predictor, examples, metrics)
+
+
+def evaluate_records(
+    predictor: Predictor,
+    task_name: str,
+    data: str | Path,
+    *,
+    on_unmapped: OnUnmapped | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[Evaluation, EvaluatedRecords]:
+    """As `evaluate_file`, with what came out for every record.
+
+    Raises:
+        UsageError: The task is a retrieval, where no single record is right or wrong.
+        UnknownTaskError: As in `evaluate_file`.
+        DataError: As in `evaluate_file`.
+    """
+    task = find_task(predictor, task_name)
+    if task.kind == "retrieval":
+        raise UsageError(
+            f"task {task_name!r} is a retrieval; a report and acceptance rules are for "
+            "classification and questions. Evaluate it without them"
+        )
+    records, examples = _examples(predictor, task, data, on_unmapped)
+    listed = examples.examples
+    probabilities = np.empty((len(listed), len(task.outputs)))
+    statuses: list[Status] = ["ok"] * len(listed)
+    for row, encoded, values in _predictions(predictor, task, listed, on_progress):
+        probabilities[row] = values
+        statuses[row] = _status(predictor, task, encoded, values)
+    by_place = {record.where: record for record in records}
+    evaluation = _evaluation(predictor, examples, example_metrics(task, listed, probabilities))
+    return evaluation, EvaluatedRecords(
+        task=task,
+        examples=listed,
+        records=tuple(by_place[example.where] for example in listed),
+        probabilities=probabilities,
+        statuses=tuple(statuses),
+    )
+
+
+def _examples(
+    predictor: Predictor, task: TaskSpec, data: str | Path, on_unmapped: OnUnmapped | None
+) -> tuple[list[Record], ExampleSet]:
+    records = read_records(data)
+    fields = predictor.manifest.structured_fields
+    examples = build_examples(records, task, fields, on_unmapped=on_unmapped)
+    if not examples.examples:
+        raise DataError(
+            f"{data}: no record fits task {task.name!r}; left out: {dict(examples.dropped)}"
+        )
+    return records, examples
+
+
+def _evaluation(
+    predictor: Predictor, examples: ExampleSet, metrics: Mapping[str, MetricValue]
+) -> Evaluation:
     return Evaluation(
-        task=task.name,
+        task=examples.task.name,
         n=len(examples.examples),
         dropped=examples.dropped,
         metrics=metrics,
@@ -121,6 +189,19 @@ def evaluate_file(
     )
 
 
+def _status(
+    predictor: Predictor,
+    task: TaskSpec,
+    encoded: EncodedImage,
+    probabilities: npt.NDArray[np.float64],
+) -> Status:
+    """What a call would say of this record."""
+    if predictor._engine.outside(task, encoded.dicom):
+        return "outside_intended_use"
+    certain = float(confidence(probabilities, task))
+    return "abstain" if certain < task.thresholds.get("abstain", 0.0) else "ok"
+
+
 def predict_examples(
     predictor: Predictor,
     task: TaskSpec,
@@ -128,10 +209,22 @@ def predict_examples(
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> npt.NDArray[np.float64]:
     """Probabilities (N, K) float64; every image is encoded once for all its records."""
+    result = np.empty((len(examples), len(task.outputs)))
+    for row, _, values in _predictions(predictor, task, examples, on_progress):
+        result[row] = values
+    return result
+
+
+def _predictions(
+    predictor: Predictor,
+    task: TaskSpec,
+    examples: Sequence[Example],
+    on_progress: Callable[[int, int], None],
+) -> Iterator[tuple[int, EncodedImage, npt.NDArray[np.float64]]]:
+    """Row, image and probabilities (K,) of every example, those of one image together."""
     by_image: dict[Path, list[int]] = {}
     for index, example in enumerate(examples):
         by_image.setdefault(example.image_path, []).append(index)
-    result = np.empty((len(examples), len(task.outputs)))
     done = 0
     for path, rows in by_image.items():
         try:
@@ -144,10 +237,9 @@ def predict_examples(
         for row in rows:
             example = examples[row]
             structured = (example.structured_values, example.structured_mask)
-            result[row] = predictor.probabilities(encoded, task, example.text, structured)
+            yield row, encoded, predictor.probabilities(encoded, task, example.text, structured)
         done += len(rows)
         on_progress(done, len(examples))
-    return result
 
 
 def rank_examples(

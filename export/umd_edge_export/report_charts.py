@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from umd_edge._charts import line, rect, svg, text
+
 __all__ = ["Bar", "Span", "bar_chart", "heat_map", "span_chart"]
 
 _LABEL, _PLOT, _VALUE, _ROW = 220, 380, 260, 24
@@ -35,28 +37,6 @@ class Span:
     text: str
 
 
-def _svg(width: float, height: float, body: Sequence[str], title: str) -> str:
-    return (
-        f'<svg role="img" viewBox="0 0 {width:g} {height:g}" width="{width:g}" '
-        f'height="{height:g}"><title>{escape(title)}</title>' + "".join(body) + "</svg>"
-    )
-
-
-def _text(x: float, y: float, text: str, anchor: str = "start") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
-
-
-def _rect(x: float, y: float, width: float, height: float, colour: str, title: str) -> str:
-    return (
-        f'<rect x="{x:.1f}" y="{y:.1f}" width="{max(width, 0):.1f}" height="{height:.1f}" '
-        f'fill="{colour}"><title>{escape(title)}</title></rect>'
-    )
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, style: str) -> str:
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" {style}/>'
-
-
 def bar_chart(bars: Sequence[Bar], title: str) -> str:
     """Horizontal bars from 0, their parts stacked, with a legend where there are several."""
     names = list(dict.fromkeys(name for bar in bars for name in bar.parts))
@@ -65,19 +45,19 @@ def bar_chart(bars: Sequence[Bar], title: str) -> str:
     body: list[str] = []
     for row, bar in enumerate(bars):
         top, x = row * _ROW, float(_LABEL)
-        body.append(_text(_LABEL - 8, top + 16, bar.label, "end"))
+        body.append(text(_LABEL - 8, top + 16, bar.label, "end"))
         for name, value in bar.parts.items():
             width = _PLOT * value / largest
-            body.append(_rect(x, top + 4, width, _ROW - 8, colours[name], f"{name}: {value:g}"))
+            body.append(rect(x, top + 4, width, _ROW - 8, colours[name], f"{name}: {value:g}"))
             x += width
-        body.append(_text(x + 6, top + 16, bar.text))
+        body.append(text(x + 6, top + 16, bar.text))
     height = len(bars) * _ROW
     if len(names) > 1:
         for index, name in enumerate(names):
-            body.append(_rect(_LABEL + 110 * index, height + 8, 10, 10, colours[name], name))
-            body.append(_text(_LABEL + 110 * index + 15, height + 17, name))
+            body.append(rect(_LABEL + 110 * index, height + 8, 10, 10, colours[name], name))
+            body.append(text(_LABEL + 110 * index + 15, height + 17, name))
         height += _ROW
-    return _svg(_LABEL + _PLOT + _VALUE, height + 4, body, title)
+    return svg(_LABEL + _PLOT + _VALUE, height + 4, body, title)
 
 
 def span_chart(spans: Sequence[Span], title: str, limit: float | None = None) -> str:
@@ -95,21 +75,21 @@ def span_chart(spans: Sequence[Span], title: str, limit: float | None = None) ->
         return _LABEL + _PLOT * (value + reach) / (2 * reach)
 
     height = len(spans) * _ROW
-    body = [_line(place(0), 0, place(0), height, 'stroke="#888"')]
+    body = [line(place(0), 0, place(0), height, 'stroke="#888"')]
     if limit is not None:
         dashes = 'stroke="#b3261e" stroke-dasharray="4 3"'
-        body.append(_line(place(limit), 0, place(limit), height, dashes))
+        body.append(line(place(limit), 0, place(limit), height, dashes))
     for row, span in enumerate(spans):
         y = row * _ROW + _ROW / 2
-        body.append(_text(_LABEL - 8, y + 4, span.label, "end"))
+        body.append(text(_LABEL - 8, y + 4, span.label, "end"))
         if span.low is not None and span.high is not None:
             style = f'stroke="{_COLOURS[0]}" stroke-width="2"'
-            body.append(_line(place(span.low), y, place(span.high), y, style))
+            body.append(line(place(span.low), y, place(span.high), y, style))
         body.append(
             f'<circle cx="{place(span.value):.1f}" cy="{y:.1f}" r="4" fill="{_COLOURS[0]}"/>'
         )
-        body.append(_text(_LABEL + _PLOT + 8, y + 4, span.text))
-    return _svg(_LABEL + _PLOT + _VALUE, height + 4, body, title)
+        body.append(text(_LABEL + _PLOT + 8, y + 4, span.text))
+    return svg(_LABEL + _PLOT + _VALUE, height + 4, body, title)
 
 
 def _shade(value: float, low: float, high: float) -> str:
@@ -145,9 +125,9 @@ def heat_map(
         )
     for row, (label, numbers) in enumerate(zip(rows, values, strict=True)):
         y = top + row * 16
-        body.append(_text(left - 6, y + 12, label, "end"))
+        body.append(text(left - 6, y + 12, label, "end"))
         for index, value in enumerate(numbers):
             cell = f"{label}, {columns[index]}: {value:.3g}"
             x = left + index * _CELL
-            body.append(_rect(x, y, _CELL - 1, 15, _shade(value, low, high), cell))
-    return _svg(left + len(columns) * _CELL + 90, top + len(rows) * 16 + 4, body, title)
+            body.append(rect(x, y, _CELL - 1, 15, _shade(value, low, high), cell))
+    return svg(left + len(columns) * _CELL + 90, top + len(rows) * 16 + 4, body, title)

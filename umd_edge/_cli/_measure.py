@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
 from .._bench import run_bench
-from .._evaluate import Evaluation, evaluate_file
+from .._evaluate import Evaluation, evaluate_file, evaluate_records
 from .._predictor import Predictor
+from .._site_report_rules import Verdict, read_rule
+from ..errors import UsageError
 from ._options import as_json, with_predictor
 from ._output import emit, note, progress, table
 
 __all__ = ["bench", "evaluate"]
+
+NOT_ACCEPTED = 6
+"""Exit code where an acceptance rule is not met."""
 
 
 @click.command()
@@ -26,35 +33,105 @@ __all__ = ["bench", "evaluate"]
 @click.option(
     "--drop-unmapped", is_flag=True, help="Leave out records whose label the task does not know."
 )
+@click.option(
+    "--report", metavar="FILE.html", help="Write a page with charts, subgroups and the verdict."
+)
+@click.option(
+    "--by",
+    multiple=True,
+    metavar="FIELD",
+    help="Group by this field of the records too, beside age, sex, view and modality; repeatable.",
+)
+@click.option(
+    "--accept",
+    multiple=True,
+    metavar="RULE",
+    help="What must hold, such as accuracy>=0.8 or accuracy.low>=0.7; repeatable.",
+)
+@click.option("--with-ids", is_flag=True, help="Name the records that were not right in the page.")
 @with_predictor
 @as_json
 def evaluate(
-    predictor: Predictor, task: str, data: str, drop_unmapped: bool, as_json: bool
-) -> None:
+    predictor: Predictor,
+    task: str,
+    data: str,
+    drop_unmapped: bool,
+    report: str | None,
+    by: tuple[str, ...],
+    accept: tuple[str, ...],
+    with_ids: bool,
+    as_json: bool,
+) -> int:
     """Measure accuracy on your own records.
 
     Every metric comes with a 95 % interval over patients (1,000 resamples).
 
     \b
     umd-edge evaluate --task vqa --data test.jsonl --json
+    umd-edge evaluate --task chest-xray --data site.jsonl --report site.html \\
+        --accept "macro_auroc.low>=0.7" --accept "ece<=0.1" --by device
 
     Nothing leaves this machine. The JSON object has a value, an interval and the number of records
-    for every metric; a metric that the records do not define is null.
+    for every metric; a metric that the records do not define is null. The exit code is 6 where an
+    acceptance rule is not met.
     """
+    on_unmapped: Any = "drop" if drop_unmapped else None
+    if report is None and not accept:
+        if by or with_ids:
+            raise UsageError("--by and --with-ids are for the page; give --report FILE.html")
+        with progress("evaluating") as advance:
+            result = evaluate_file(
+                predictor, task, data, on_unmapped=on_unmapped, on_progress=advance
+            )
+        return _tell(result, {}, (), as_json)
+    from .._site_report import site_report
+    from .._site_report_groups import check_fields
+    from .._site_report_page import write_page
+
+    rules = [read_rule(given) for given in accept]
+    known = predictor.manifest.task(task)
+    if known is not None:
+        check_fields(by, known)
+    _check_place(report, data)
     with progress("evaluating") as advance:
-        result = evaluate_file(
-            predictor,
-            task,
-            data,
-            on_unmapped="drop" if drop_unmapped else None,
-            on_progress=advance,
+        result, evaluated = evaluate_records(
+            predictor, task, data, on_unmapped=on_unmapped, on_progress=advance
         )
+    site = site_report(result, evaluated, data, by=by, rules=rules, with_ids=with_ids)
+    if report is not None:
+        write_page(report, site)
+    more = {**site.to_dict(), "report": report}
+    return _tell(result, more, site.verdicts, as_json)
+
+
+def _check_place(report: str | None, data: str) -> None:
+    """Refuse before any work a place where no page can be written."""
+    if report is None:
+        return
+    target = Path(report)
+    if target.is_dir() or not target.parent.is_dir() or not os.access(target.parent, os.W_OK):
+        raise UsageError(f"--report {report!r}: no file can be written there; name another place")
+    if target.exists() and Path(data).exists() and target.samefile(data):
+        raise UsageError(f"--report {report!r} would replace the records; name another file")
+
+
+def _tell(
+    result: Evaluation, more: Mapping[str, Any], verdicts: Sequence[Verdict], as_json: bool
+) -> int:
     for reason, count in result.dropped.items():
         note(f"left out: {count} ({reason})")
     if as_json:
-        emit(result.to_dict())
+        emit({**result.to_dict(), **more})
     else:
         _show_evaluation(result)
+        for verdict in verdicts:
+            value = verdict.measured.value
+            shown = "-" if value is None else f"{value:.3f}"
+            told = "passed" if verdict.passed else "FAILED"
+            click.echo(f"  {told}  {verdict.rule}  (measured {shown})")
+        if more.get("report"):
+            click.echo(f"  report in {more['report']}")
+    return 0 if all(verdict.passed for verdict in verdicts) else NOT_ACCEPTED
 
 
 def _show_evaluation(result: Evaluation) -> None:

@@ -1,0 +1,331 @@
+"""A site's acceptance test: what a bundle does on the site's own records, on one page.
+
+`site_report` computes, `_site_report_page` draws. The report holds counts and figures; records are
+named only where that was asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from ._answers import normalise_answer
+from ._evaluate import EvaluatedRecords, Evaluation
+from ._evaluation import MetricValue, Resamples
+from ._postprocess import confidence, positives
+from ._records import VQAReference
+from ._site_report_figures import (
+    CalibrationBin,
+    Decisions,
+    RiskCoverage,
+    SetCoverage,
+    decisions,
+    reliability,
+    risk_coverage,
+    roc_curve,
+    set_coverage,
+)
+from ._site_report_groups import Subgroup, check_fields, subgroups
+from ._site_report_rules import AcceptanceRule, Verdict, judge
+from ._task import TaskSpec
+
+__all__ = ["Confusion", "Roc", "SiteReport", "WrongRecord", "site_report"]
+
+FloatArray: TypeAlias = npt.NDArray[np.float64]
+BoolArray: TypeAlias = npt.NDArray[np.bool_]
+
+_MOST_WRONG = 200
+_STATUSES = ("ok", "abstain", "out_of_distribution", "outside_intended_use")
+
+
+@dataclass(frozen=True, slots=True)
+class Confusion:
+    """Counts of records by truth (rows) and by what the model said (columns)."""
+
+    what: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Roc:
+    """The curve of one label against the rest, and where it is decided."""
+
+    decisions: Decisions
+    curve: tuple[FloatArray, FloatArray]
+    """1 - specificity and sensitivity."""
+    area: MetricValue | None
+
+
+@dataclass(frozen=True, slots=True)
+class WrongRecord:
+    """A record that was not right, named because that was asked for."""
+
+    id: str
+    truth: str
+    said: str
+    confidence: float
+    status: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteReport:
+    """Everything that the page shows."""
+
+    evaluation: Evaluation
+    task: TaskSpec
+    made: str
+    """UTC to the second."""
+    data_name: str
+    data_sha256: str
+    patients: int
+    statuses: Mapping[str, int]
+    metrics: Mapping[str, MetricValue]
+    """Those of the evaluation and `aurc`, `abstained`, `set_coverage_<percent>` and the like."""
+    verdicts: tuple[Verdict, ...]
+    calibration: Sequence[CalibrationBin]
+    risk: RiskCoverage | None
+    sets: Sequence[SetCoverage]
+    confusion: Confusion | None
+    decisions: Sequence[Decisions]
+    rocs: Sequence[Roc]
+    groups: Sequence[Subgroup]
+    wrong: Sequence[WrongRecord] | None = field(default=None, repr=False)
+    """None unless asked for."""
+
+    @property
+    def accepted(self) -> bool | None:
+        """Whether every rule is met; None where there is none."""
+        return all(verdict.passed for verdict in self.verdicts) if self.verdicts else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keys that the JSON object of `evaluate` has beside those of the evaluation."""
+        own = {name: value for name, value in self.metrics.items() if name not in self._basic}
+        return {
+            "patients": self.patients,
+            "statuses": dict(self.statuses),
+            "site_metrics": {name: value.to_dict() for name, value in own.items()},
+            "acceptance": [verdict.to_dict() for verdict in self.verdicts],
+            "accepted": self.accepted,
+        }
+
+    @property
+    def _basic(self) -> Mapping[str, MetricValue]:
+        return self.evaluation.metrics
+
+
+def site_report(
+    evaluation: Evaluation,
+    evaluated: EvaluatedRecords,
+    data: str | Path,
+    *,
+    by: Sequence[str] = (),
+    rules: Sequence[AcceptanceRule] = (),
+    with_ids: bool = False,
+) -> SiteReport:
+    """Compute the report.
+
+    Args:
+        evaluation: From `evaluate_records`.
+        evaluated: From the same call.
+        data: The file with the records, for its name and hash.
+        by: Record paths to group by beside age, sex, view and modality.
+        rules: What must hold for the bundle to be accepted.
+        with_ids: Name the records that were not right.
+
+    Raises:
+        UsageError: A field identifies records, or a rule names an unknown figure.
+    """
+    task = evaluated.task
+    fields = check_fields(by, task)
+    groups = [example.group for example in evaluated.examples]
+    truth, known = _truth(evaluated)
+    said = _said(task, evaluated.probabilities)
+    certain = confidence(evaluated.probabilities, task)
+    record_risk = _record_risk(task, said, truth, known)
+    usable = np.flatnonzero(known.any(axis=1))
+    risk = risk_coverage(certain[usable], record_risk[usable], [groups[row] for row in usable])
+    sets = set_coverage(task, evaluated.probabilities[usable], truth[usable], known[usable])
+    statuses = {name: evaluated.statuses.count(name) for name in _STATUSES}
+    own = _own_metrics(evaluated, groups, risk, sets)
+    metrics = {**evaluation.metrics, **own}
+    classified = task.kind == "classification"
+    decided = decisions(task.outputs, said, truth, known) if classified else []
+    return SiteReport(
+        evaluation=evaluation,
+        task=task,
+        made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC"),
+        data_name=Path(data).name,
+        data_sha256=hashlib.sha256(Path(data).read_bytes()).hexdigest(),
+        patients=len(set(groups)),
+        statuses=statuses,
+        metrics=metrics,
+        verdicts=judge(rules, metrics),
+        calibration=_calibration(task, evaluated.probabilities, said, truth, known),
+        risk=risk,
+        sets=sets,
+        confusion=_confusion(evaluated, said, truth, known),
+        decisions=decided,
+        rocs=_rocs(evaluated, decided, truth, known, evaluation.metrics),
+        groups=subgroups(
+            task, evaluated.examples, evaluated.records, evaluated.probabilities, fields
+        ),
+        wrong=_wrong(evaluated, said, truth, certain, record_risk) if with_ids else None,
+    )
+
+
+def _truth(evaluated: EvaluatedRecords) -> tuple[BoolArray, BoolArray]:
+    """Which outputs are right and of which that is known, both (N, K) bool."""
+    task = evaluated.task
+    if task.kind == "vqa":
+        rows: dict[str, list[int]] = {}
+        for row, output in enumerate(task.outputs):
+            rows.setdefault(normalise_answer(output), []).append(row)
+        truth = np.zeros(evaluated.probabilities.shape, dtype=np.bool_)
+        for index, example in enumerate(evaluated.examples):
+            for answer in (example.reference or VQAReference(())).answers:
+                truth[index, rows.get(normalise_answer(answer), [])] = True
+        return truth, np.ones_like(truth)
+    targets = np.stack([e.target for e in evaluated.examples if e.target is not None])
+    known = np.isfinite(targets)
+    if not task.multi_label:
+        known = np.repeat((targets == 1).any(axis=1)[:, None], targets.shape[1], axis=1)
+    return known & (targets == 1), known
+
+
+def _said(task: TaskSpec, probabilities: FloatArray) -> BoolArray:
+    return np.stack([positives(row, task) for row in probabilities])
+
+
+def _record_risk(task: TaskSpec, said: BoolArray, truth: BoolArray, known: BoolArray) -> FloatArray:
+    """(N,) 0 or 1; of a multi-label task the share of the known labels decided wrongly."""
+    if not task.multi_label:
+        return np.where((said & truth).any(axis=1), 0.0, 1.0)
+    wrong = ((said != truth) & known).sum(axis=1)
+    return np.asarray(wrong / np.maximum(known.sum(axis=1), 1), dtype=np.float64)
+
+
+def _calibration(
+    task: TaskSpec, probabilities: FloatArray, said: BoolArray, truth: BoolArray, known: BoolArray
+) -> list[CalibrationBin]:
+    if task.multi_label:
+        return reliability(probabilities[known], truth[known])
+    usable = np.flatnonzero(known.any(axis=1))
+    right = np.asarray((said & truth).any(axis=1))
+    return reliability(probabilities[usable].max(axis=1), right[usable])
+
+
+def _own_metrics(
+    evaluated: EvaluatedRecords,
+    groups: Sequence[str],
+    risk: RiskCoverage | None,
+    sets: Sequence[SetCoverage],
+) -> dict[str, MetricValue]:
+    """Figures that the evaluation itself does not have, so that a rule may name them."""
+    n = len(groups)
+    resamples = Resamples(groups)
+    everything = np.ones(n)
+    found = {} if risk is None else {"aurc": risk.area}
+    states = {"abstained": "abstain", "out_of_distribution": "out_of_distribution"}
+    states["outside_intended_use"] = "outside_intended_use"
+    for name, state in states.items():
+        here = np.asarray([status == state for status in evaluated.statuses], dtype=np.float64)
+        found[name] = resamples.metric(resamples.mean(here, everything), n)
+    for item in sets:
+        if ":" not in item.what:
+            kind = "" if item.what == "all" else f"{item.what}_"
+            low, high = item.interval
+            value = MetricValue(item.share, low, high, item.n)
+            none = MetricValue(None, None, None, 0)
+            percent = f"{100 * item.nominal:g}"
+            found[f"set_coverage_{kind}{percent}"] = value if item.n else none
+            size = MetricValue(item.size, None, None, item.n)
+            found[f"set_size_{kind}{percent}"] = size if item.n else none
+    return found
+
+
+def _confusion(
+    evaluated: EvaluatedRecords, said: BoolArray, truth: BoolArray, known: BoolArray
+) -> Confusion | None:
+    task = evaluated.task
+    if task.multi_label:
+        return None
+    if task.kind == "vqa":
+        return _closed_confusion(evaluated, said)
+    usable = known.any(axis=1)
+    called, right = said[usable].argmax(axis=1), truth[usable].argmax(axis=1)
+    size = len(task.outputs)
+    counts = np.bincount(right * size + called, minlength=size * size).reshape(size, size)
+    rows = tuple(tuple(int(v) for v in row) for row in counts)
+    return Confusion("all records", task.outputs, task.outputs, rows)
+
+
+def _closed_confusion(evaluated: EvaluatedRecords, said: BoolArray) -> Confusion | None:
+    """Questions whose answer is yes or no; every other answer is one column."""
+    names = ("yes", "no")
+    counts = np.zeros((2, 3), dtype=np.int64)
+    for example, row in zip(evaluated.examples, said, strict=True):
+        answers = (example.reference or VQAReference(())).answers
+        right = {normalise_answer(answer) for answer in answers} & set(names)
+        if len(right) == 1:
+            told = normalise_answer(evaluated.task.outputs[int(row.argmax())])
+            column = names.index(told) if told in names else 2
+            counts[names.index(right.pop()), column] += 1
+    if not counts.any():
+        return None
+    rows = tuple(tuple(int(v) for v in row) for row in counts)
+    return Confusion("questions to be answered by yes or no", names, (*names, "other"), rows)
+
+
+def _rocs(
+    evaluated: EvaluatedRecords,
+    decided: Sequence[Decisions],
+    truth: BoolArray,
+    known: BoolArray,
+    metrics: Mapping[str, MetricValue],
+) -> list[Roc]:
+    found = []
+    for column, item in enumerate(decided):
+        here = known[:, column]
+        curve = roc_curve(evaluated.probabilities[here, column], truth[here, column])
+        if curve is not None:
+            found.append(Roc(item, curve, metrics.get(f"auroc_{item.label}")))
+    return found
+
+
+def _wrong(
+    evaluated: EvaluatedRecords,
+    said: BoolArray,
+    truth: BoolArray,
+    certain: FloatArray,
+    risk: FloatArray,
+) -> list[WrongRecord]:
+    """Those that were not right, the most confident first."""
+    rows = [row for row in np.argsort(-certain, kind="stable") if risk[row] > 0]
+    found = []
+    for row in rows[:_MOST_WRONG]:
+        example = evaluated.examples[row]
+        reference = example.reference
+        right = reference.answers if reference else _names(evaluated.task, truth[row])
+        found.append(
+            WrongRecord(
+                example.id,
+                ", ".join(right) or "none",
+                ", ".join(_names(evaluated.task, said[row])) or "none",
+                float(certain[row]),
+                evaluated.statuses[row],
+            )
+        )
+    return found
+
+
+def _names(task: TaskSpec, chosen: BoolArray) -> tuple[str, ...]:
+    return tuple(name for name, here in zip(task.outputs, chosen, strict=True) if here)

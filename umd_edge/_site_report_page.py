@@ -1,0 +1,449 @@
+"""The page of a site report: whole in itself, nothing of it comes from or goes to a network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+
+from ._charts import count_matrix
+from ._evaluation import MetricValue
+from ._files import write_whole
+from ._site_report import SiteReport
+from ._site_report_figures import RiskCoverage, wilson
+from ._site_report_groups import FEW_PATIENTS, Subgroup
+from ._site_report_plots import reliability_plot, risk_plot, roc_plot, set_plot
+
+__all__ = ["render_page", "write_page"]
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 62em; padding: 0 1em;
+  color: #1b1b1b; background: #fff; }
+h1 { margin-bottom: .2em; } h2 { margin-top: 2em; border-bottom: 1px solid #ccc; }
+table { border-collapse: collapse; margin: .8em 0; } .wide { overflow-x: auto; }
+th, td { border: 1px solid #d5d5d5; padding: .25em .6em; text-align: left; vertical-align: top; }
+td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+th { background: #f3f5f7; } code { background: #f3f5f7; overflow-wrap: anywhere; }
+svg text { font: 12px system-ui, sans-serif; fill: #1b1b1b; } svg { max-width: 100%; height: auto; }
+.row { display: flex; flex-wrap: wrap; gap: .5em 1.5em; } figure { margin: 0; }
+figcaption { font-size: 13px; max-width: 26em; }
+.verdict { font-size: 1.3em; font-weight: bold; padding: .4em .8em; display: inline-block; }
+.passed { color: #14691e; } .failed { color: #b3261e; font-weight: bold; } .note { color: #555; }
+.verdict.passed { background: #e5f2e6; } .verdict.failed { background: #fbe9e7; }
+.few td { color: #6a6a6a; } .worse { color: #b3261e; }
+@media print { body { margin: 0; max-width: none; } h2 { break-after: avoid; } }
+"""
+_SHOWN_COVERAGES = (0.8, 0.9, 0.95)
+_MOST_CURVES = 24
+
+
+def write_page(path: str | Path, report: SiteReport) -> None:
+    """Write the page, whole or not at all.
+
+    Raises:
+        OSError: It cannot be written; an older page is untouched.
+    """
+    write_whole(path, render_page(report).encode("utf-8"))
+
+
+def render_page(report: SiteReport) -> str:
+    """The page."""
+    bundle = report.evaluation.bundle
+    title = f"{bundle.name} {bundle.version} on {report.data_name}: {report.task.name}"
+    sections = (
+        _verdict,
+        _identity,
+        _rules,
+        _statuses,
+        _metrics,
+        _calibration,
+        _risk,
+        _sets,
+        _confusion,
+        _decisions,
+        _rocs,
+        _groups,
+        _wrong,
+        _method,
+    )
+    body = [line for section in sections for line in section(report)]
+    return "\n".join(
+        [
+            '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>",
+            f"<h1>{escape(title)}</h1>",
+            "<p><strong>Not a medical device.</strong> A measurement on one site's records.</p>",
+            *body,
+            "</body></html>\n",
+        ]
+    )
+
+
+def _table(
+    head: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    numbers: Sequence[int] = (),
+    classes: Iterable[str] = (),
+) -> str:
+    """A table; cells are HTML already. `numbers` are columns set flush right."""
+    lines = ['<div class="wide"><table><tr>', *(f"<th>{escape(cell)}</th>" for cell in head)]
+    lines.append("</tr>")
+    named = iter(classes)
+    for row in rows:
+        name = next(named, "")
+        lines.append(f'<tr class="{name}">' if name else "<tr>")
+        for column, cell in enumerate(row):
+            style = ' class="number"' if column in numbers else ""
+            lines.append(f"<td{style}>{cell}</td>")
+        lines.append("</tr>")
+    return "".join([*lines, "</table></div>"])
+
+
+def _note(content: str) -> str:
+    return f'<p class="note">{escape(content)}</p>'
+
+
+def _figure(picture: str, caption: str) -> str:
+    return f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def _interval(value: MetricValue) -> str:
+    if value.low is None or value.high is None:
+        return "-"
+    return f"{value.low:.3f} to {value.high:.3f}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _with_interval(value: MetricValue | None) -> str:
+    if value is None or value.value is None:
+        return "-"
+    interval = _interval(value)
+    return f"{value.value:.3f}" + (f" ({interval})" if interval != "-" else "")
+
+
+def _share(hits: int, n: int) -> str:
+    if n == 0:
+        return "-"
+    low, high = wilson(hits, n)
+    return f"{hits / n:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _verdict(report: SiteReport) -> list[str]:
+    if report.accepted is None:
+        return [_note("No acceptance rules were given, so that nothing is passed or failed.")]
+    failed = sum(not verdict.passed for verdict in report.verdicts)
+    if failed == 0:
+        return [f'<p class="verdict passed">PASS: {len(report.verdicts)} of all rules met</p>']
+    return [f'<p class="verdict failed">FAIL: {failed} of {len(report.verdicts)} rules not met</p>']
+
+
+def _identity(report: SiteReport) -> list[str]:
+    from . import __version__
+
+    found = report.evaluation
+    left = ", ".join(f"{count} ({reason})" for reason, count in found.dropped.items()) or "none"
+    rows = [
+        ("bundle", f"{escape(found.bundle.name)} {escape(found.bundle.version)}"),
+        ("SHA-256 of its manifest", f"<code>{escape(found.bundle.sha256)}</code>"),
+        ("variant and provider", f"{escape(found.variant)} on {escape(found.provider)}"),
+        ("umd-edge", __version__),
+        ("task", escape(f"{report.task.name} ({report.task.kind})")),
+        ("records", f"{found.n} of {report.patients} patients"),
+        ("left out", escape(left)),
+        ("data file", escape(report.data_name)),
+        ("SHA-256 of the data file", f"<code>{report.data_sha256}</code>"),
+        ("made", report.made),
+    ]
+    return [_table(("what", "this run"), rows)]
+
+
+def _rules(report: SiteReport) -> list[str]:
+    if not report.verdicts:
+        return []
+    rows = [
+        (
+            f"<code>{escape(str(verdict.rule))}</code>",
+            _number(verdict.measured.value),
+            _interval(verdict.measured),
+            str(verdict.measured.n),
+            '<span class="passed">passed</span>'
+            if verdict.passed
+            else '<span class="failed">FAILED</span>',
+        )
+        for verdict in report.verdicts
+    ]
+    return [
+        "<h2>Acceptance rules</h2>",
+        _table(("rule", "value", "95 % interval", "n", "result"), rows, (1, 2, 3)),
+        _note(
+            "A rule without .low or .high is about the value itself; with it, about that end of "
+            "the interval. A figure that these records do not define fails its rule."
+        ),
+    ]
+
+
+def _statuses(report: SiteReport) -> list[str]:
+    n = report.evaluation.n
+    rows = [
+        (f"<code>{escape(name)}</code>", str(count), f"{100 * count / n:.1f} %")
+        for name, count in report.statuses.items()
+    ]
+    return [
+        "<h2>Statuses</h2>",
+        _table(("status", "records", "share"), rows, (1, 2)),
+        _note("All metrics below count every record, whatever its status."),
+    ]
+
+
+def _metrics(report: SiteReport) -> list[str]:
+    rows = [
+        (f"<code>{escape(name)}</code>", _number(item.value), _interval(item), str(item.n))
+        for name, item in report.metrics.items()
+        if not name.startswith("set_")
+    ]
+    return [
+        "<h2>Metrics</h2>",
+        _table(("metric", "value", "95 % interval", "n"), rows, (1, 2, 3)),
+        _note("Intervals from 1,000 resamples of whole patients. A rule may name any of these."),
+    ]
+
+
+def _calibration(report: SiteReport) -> list[str]:
+    bins = report.calibration
+    if not bins:
+        return []
+    cells = "labels of records" if report.task.multi_label else "records"
+    outside = sum(not item.within for item in bins)
+    caption = (
+        f"Each dot is one tenth of the confidence scale. In the shaded band the share of right "
+        f"ones would lie 95 times in 100 if the confidence were exact at this n; {outside} of "
+        f"{len(bins)} dots lie outside."
+    )
+    rows = [
+        (
+            f"{item.low:.1f} to {item.high:.1f}",
+            str(item.n),
+            f"{item.confidence:.3f}",
+            f"{item.observed:.3f}",
+            f"{item.band[0]:.3f} to {item.band[1]:.3f}",
+            "" if item.within else "outside",
+        )
+        for item in bins
+    ]
+    head = ("confidence", cells, "mean confidence", "came true", "band of perfect calibration", "")
+    return [
+        "<h2>Reliability</h2>",
+        '<div class="row">',
+        _figure(reliability_plot(bins), caption),
+        _table(head, rows, (1, 2, 3, 4)),
+        "</div>",
+    ]
+
+
+def _risk(report: SiteReport) -> list[str]:
+    risk = report.risk
+    if risk is None:
+        return []
+    caption = (
+        "Share of errors among the records that are kept when the least confident ones are turned "
+        "away. Dashed: if they were turned away at random."
+    )
+    area = _with_interval(risk.area)
+    return [
+        "<h2>Risk and coverage</h2>",
+        '<div class="row">',
+        _figure(risk_plot(report, risk), caption),
+        _table(
+            ("area under the curve", "value"),
+            [
+                ("this bundle (95 % interval)", area),
+                ("turning away at random", f"{risk.random:.3f}"),
+                ("turning away the wrong ones first", f"{risk.best:.3f}"),
+                *_risk_rows(risk),
+            ],
+            (1,),
+        ),
+        "</div>",
+    ]
+
+
+def _risk_rows(risk: RiskCoverage) -> list[tuple[str, str]]:
+    rows = []
+    for share in (1.0, 0.9, 0.8, 0.5):
+        row = max(round(share * len(risk.risk)) - 1, 0)
+        rows.append((f"errors among the {share:.0%} most confident", f"{risk.risk[row]:.3f}"))
+    return rows
+
+
+def _sets(report: SiteReport) -> list[str]:
+    head = "<h2>Coverage of the prediction sets</h2>"
+    if report.task.conformal is None:
+        return [head, _note("The bundle has no conformal thresholds for this task.")]
+    pooled = [item for item in report.sets if ":" not in item.what]
+    nominal = sorted({item.nominal for item in pooled})
+    shown = {min(nominal, key=lambda c: abs(c - wanted)) for wanted in _SHOWN_COVERAGES}
+    rows = [
+        (
+            escape(item.what),
+            f"{item.nominal:g}",
+            _share(item.covered, item.n),
+            f"{item.size:.2f}" if item.n else "-",
+            str(item.n),
+        )
+        for item in report.sets
+        if item.nominal in shown and item.n
+    ]
+    classes = ["worse" if row[2] != "-" and _falls_short(row) else "" for row in rows]
+    size = "states left open" if report.task.multi_label else "outputs in the set"
+    caption = (
+        "How often the truth was in the set, with 95 % binomial intervals; on the dashed line what "
+        "was promised. The promise holds for patients like those that set the thresholds."
+    )
+    return [
+        head,
+        '<div class="row">',
+        _figure(set_plot(pooled), caption),
+        _table(
+            ("which", "promised", "covered (95 % interval)", f"mean {size}", "n"),
+            rows,
+            (1, 2, 3, 4),
+            classes,
+        ),
+        "</div>",
+        _note("Red: the whole interval lies below what was promised."),
+    ]
+
+
+def _falls_short(row: Sequence[str]) -> bool:
+    return float(row[2].rsplit(" ", 1)[1].rstrip(")")) < float(row[1])
+
+
+def _confusion(report: SiteReport) -> list[str]:
+    found = report.confusion
+    if found is None:
+        return []
+    heads = ("truth", "said")
+    chart = count_matrix(found.rows, found.columns, found.counts, "confusion matrix", heads=heads)
+    caption = f"Counts of {found.what}; shaded by their share of the row."
+    return ["<h2>Confusion matrix</h2>", _figure(chart, caption)]
+
+
+def _decisions(report: SiteReport) -> list[str]:
+    if not report.decisions:
+        return []
+    points = report.task.operating_points
+    rows = [
+        (
+            escape(item.label),
+            f"{points.get(item.label, 0.5):.3g}" if report.task.multi_label else "most probable",
+            str(item.true_positive),
+            str(item.false_negative),
+            str(item.true_negative),
+            str(item.false_positive),
+            _share(*item.sensitivity),
+            _share(*item.specificity),
+        )
+        for item in report.decisions
+    ]
+    head = ("label", "positive from", "hits", "misses", "rightly refused", "false alarms")
+    return [
+        "<h2>Decisions for each label</h2>",
+        _table((*head, "sensitivity", "specificity"), rows, range(2, 8)),
+        _note("95 % binomial intervals (Wilson)."),
+    ]
+
+
+def _rocs(report: SiteReport) -> list[str]:
+    if not report.rocs:
+        return []
+    figures = [_figure(roc_plot(item), item.decisions.label) for item in report.rocs]
+    lines = ["<h2>ROC curves</h2>", '<div class="row">', *figures[:_MOST_CURVES], "</div>"]
+    lines.append(
+        _note(
+            "Each label against the rest; the dot is where the bundle decides. A label that these "
+            "records have always or never has no curve."
+        )
+    )
+    return lines
+
+
+def _groups(report: SiteReport) -> list[str]:
+    lines = ["<h2>Subgroups</h2>"]
+    if not report.groups:
+        return [*lines, _note("The records hold none of age, sex, view and modality; use --by.")]
+    names = _group_metrics(report.groups)
+    rows, classes = [], []
+    for item in report.groups:
+        cells = [_group_cell(report, item, name) for name in names]
+        mark = " (few)" if item.is_small else ""
+        count = f"{item.n} of {item.patients}{mark}"
+        rows.append((escape(item.field), escape(item.value), count, *cells))
+        classes.append("few" if item.is_small else "")
+    return [
+        *lines,
+        _table(("field", "value", "records of patients", *names), rows, (2,), classes),
+        _note(
+            f"95 % intervals from resampling patients. Few: under {FEW_PATIENTS} patients, where "
+            "an interval says little. Red: the whole interval lies on the worse side of all "
+            f"records; of {len(report.groups)} groups looked at, one in twenty does so by chance."
+        ),
+    ]
+
+
+def _group_metrics(groups: Sequence[Subgroup]) -> list[str]:
+    wanted = ("accuracy", "balanced_accuracy", "macro_auroc", "ece")
+    return [name for name in wanted if any(name in item.metrics for item in groups)]
+
+
+def _group_cell(report: SiteReport, item: Subgroup, name: str) -> str:
+    value = item.metrics.get(name)
+    told = _with_interval(value)
+    overall = report.metrics[name].value
+    if value is None or value.low is None or value.high is None or overall is None:
+        return told
+    worse = value.low > overall if name == "ece" else value.high < overall
+    return f'<span class="worse">{told}</span>' if worse else told
+
+
+def _wrong(report: SiteReport) -> list[str]:
+    if report.wrong is None:
+        return []
+    rows = [
+        (
+            escape(item.id),
+            escape(item.truth),
+            escape(item.said),
+            f"{item.confidence:.3f}",
+            escape(item.status),
+        )
+        for item in report.wrong
+    ]
+    return [
+        "<h2>Records that were not right</h2>",
+        _table(("record", "truth", "said", "confidence", "status"), rows, (3,)),
+        _note(
+            "The most confident first, at most 200. This table names records: keep the page where "
+            "records may be named."
+        ),
+    ]
+
+
+def _method(report: SiteReport) -> list[str]:
+    right = (
+        "A label of a record is right when it is decided as the record says."
+        if report.task.multi_label
+        else "A record is right when the most probable output is its label or one of its answers."
+    )
+    return [
+        "<h2>How to read this</h2>",
+        _note(
+            f"{right} Patients are resampled whole, so that several images of one person do not "
+            "count as several people. Small records make wide intervals: a figure inside an "
+            "interval is not shown to differ. The figures hold for the patients, devices and "
+            "labels of this file and for this build of the bundle alone."
+        ),
+    ]
