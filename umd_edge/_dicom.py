@@ -8,7 +8,7 @@ so, or, in the absence of that tag, where it is MONOCHROME1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from ._headers import compressed_size, is_whole_codestream, repaired_sequential_
 from ._image import DicomFacts, LoadedImage
 from .errors import DicomInputError, MissingDependencyError
 
-__all__ = ["frame_count", "load_dicom", "load_dicom_frames"]
+__all__ = ["load_dicom", "load_dicom_frames"]
 
 
 def load_dicom(data: bytes, name: str, frame: int | None) -> LoadedImage:
@@ -39,32 +39,22 @@ def load_dicom(data: bytes, name: str, frame: int | None) -> LoadedImage:
         DicomInputError: No pixels, not an image, unsupported, damaged, or no frame named.
         MissingDependencyError: pydicom or the decoder of the transfer syntax is missing.
     """
-    return load_dicom_frames(data, name, [frame])[0]
+    return load_dicom_frames(data, name, lambda total: [frame])[0]
 
 
-def load_dicom_frames(data: bytes, name: str, frames: Sequence[int | None]) -> list[LoadedImage]:
-    """Decode several frames of one object; see `load_dicom`."""
+def load_dicom_frames(
+    data: bytes, name: str, choose: Callable[[int], Sequence[int | None]]
+) -> list[LoadedImage]:
+    """Decode several frames of one object, which `choose` names for a number of frames.
+
+    See `load_dicom`.
+    """
 
     def work(pydicom: Any) -> list[LoadedImage]:
         dataset = read_dataset(pydicom, data, name)
         check_object(dataset, name)
+        frames = choose(int(dataset.get("NumberOfFrames") or 1))
         return [_load_frame(pydicom, dataset, frame, name) for frame in frames]
-
-    return guarded(name, work)
-
-
-def frame_count(data: bytes, name: str) -> tuple[int, DicomFacts]:
-    """How many frames an image object has, and the facts of its first frame.
-
-    Raises:
-        DicomInputError: As `load_dicom`.
-    """
-
-    def work(pydicom: Any) -> tuple[int, DicomFacts]:
-        dataset = read_dataset(pydicom, data, name)
-        check_object(dataset, name)
-        facts = dicom_facts(dataset, 0, name)
-        return facts.frames, facts
 
     return guarded(name, work)
 

@@ -150,7 +150,9 @@ def load_image(source: ImageInput, *, frame: int | None = None) -> LoadedImage:
 
 def _no_frame(frame: int | None) -> None:
     if frame is not None:
-        raise ImageInputError("a frame was named, but only DICOM objects have frames; leave it out")
+        raise ImageInputError(
+            "a frame was named, but only DICOM objects and clips have frames; leave it out"
+        )
 
 
 def read_image_file(path: Path) -> bytes:
@@ -197,6 +199,10 @@ def decode_image(data: bytes, name: str, frame: int | None = None) -> LoadedImag
         from ._dicom import load_dicom
 
         return load_dicom(data, name, frame)
+    if looks_like_clip(data):
+        from ._video import load_clip_frames
+
+        return load_clip_frames(data, name, [frame])[0]
     raise ImageInputError(f"{name} is no image by its content, whatever its name; {_ALLOWED}")
 
 
