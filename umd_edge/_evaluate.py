@@ -11,13 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ._evaluation import MetricValue, evaluate_classification, evaluate_vqa
-from ._postprocess import confidence
+from ._postprocess import confidence, probabilities
 from ._predictor import Predictor
 from ._rank import CANDIDATES, PairScores
 from ._records import Example, ExampleSet, Record, VQAReference, build_examples, read_records
 from ._results import BundleInfo, Status
 from ._retrieval import build_gallery, rank_galleries
 from ._retrieval_metrics import RetrievalItems, retrieval_items, retrieval_metrics
+from ._status import judge, outside_intended_use
 from ._task import OnUnmapped, TaskSpec
 from .errors import DataError, InputError, UnknownTaskError, UsageError
 
@@ -118,8 +119,8 @@ def evaluate_file(
     if task.kind == "retrieval":
         metrics = rank_examples(predictor, task, examples.examples, on_progress)
     else:
-        probabilities = predict_examples(predictor, task, examples.examples, on_progress)
-        metrics = example_metrics(task, examples.examples, probabilities)
+        found = predict_examples(predictor, task, examples.examples, on_progress)
+        metrics = example_metrics(task, examples.examples, found)
     return _evaluation(predictor, examples, metrics)
 
 
@@ -146,18 +147,17 @@ def evaluate_records(
         )
     records, examples = _examples(predictor, task, data, on_unmapped)
     listed = examples.examples
-    probabilities = np.empty((len(listed), len(task.outputs)))
+    found = np.empty((len(listed), len(task.outputs)))
     statuses: list[Status] = ["ok"] * len(listed)
-    for row, encoded, values in _predictions(predictor, task, listed, on_progress):
-        probabilities[row] = values
-        statuses[row] = _status(predictor, task, encoded, values)
+    for row, encoded in _encoded_rows(predictor, listed, on_progress):
+        found[row], statuses[row] = _judged(predictor, task, encoded, listed[row])
     by_place = {record.where: record for record in records}
-    evaluation = _evaluation(predictor, examples, example_metrics(task, listed, probabilities))
+    evaluation = _evaluation(predictor, examples, example_metrics(task, listed, found))
     return evaluation, EvaluatedRecords(
         task=task,
         examples=listed,
         records=tuple(by_place[example.where] for example in listed),
-        probabilities=probabilities,
+        probabilities=found,
         statuses=tuple(statuses),
     )
 
@@ -189,17 +189,18 @@ def _evaluation(
     )
 
 
-def _status(
-    predictor: Predictor,
-    task: TaskSpec,
-    encoded: EncodedImage,
-    probabilities: npt.NDArray[np.float64],
-) -> Status:
-    """What a call would say of this record."""
-    if predictor._engine.outside(task, encoded.dicom):
-        return "outside_intended_use"
-    certain = float(confidence(probabilities, task))
-    return "abstain" if certain < task.thresholds.get("abstain", 0.0) else "ok"
+def _judged(
+    predictor: Predictor, task: TaskSpec, encoded: EncodedImage, example: Example
+) -> tuple[npt.NDArray[np.float64], Status]:
+    """Probabilities (K,) of one example, and the status that a call would give."""
+    engine = predictor._engine
+    structured = (example.structured_values, example.structured_mask)
+    logits = engine.example_logits(encoded, task, example.text, structured)
+    values = probabilities(logits, task)
+    if outside_intended_use(task, encoded.dicom):
+        return values, "outside_intended_use"
+    score = engine._ood_score(encoded, task, logits)
+    return values, judge(task, score, float(confidence(values, task)))[0]
 
 
 def predict_examples(
@@ -210,18 +211,19 @@ def predict_examples(
 ) -> npt.NDArray[np.float64]:
     """Probabilities (N, K) float64; every image is encoded once for all its records."""
     result = np.empty((len(examples), len(task.outputs)))
-    for row, _, values in _predictions(predictor, task, examples, on_progress):
-        result[row] = values
+    for row, encoded in _encoded_rows(predictor, examples, on_progress):
+        example = examples[row]
+        structured = (example.structured_values, example.structured_mask)
+        result[row] = predictor.probabilities(encoded, task, example.text, structured)
     return result
 
 
-def _predictions(
+def _encoded_rows(
     predictor: Predictor,
-    task: TaskSpec,
     examples: Sequence[Example],
     on_progress: Callable[[int, int], None],
-) -> Iterator[tuple[int, EncodedImage, npt.NDArray[np.float64]]]:
-    """Row, image and probabilities (K,) of every example, those of one image together."""
+) -> Iterator[tuple[int, EncodedImage]]:
+    """Row and encoded image of every example; every image is encoded once for all its records."""
     by_image: dict[Path, list[int]] = {}
     for index, example in enumerate(examples):
         by_image.setdefault(example.image_path, []).append(index)
@@ -235,9 +237,7 @@ def _predictions(
                 "out silently would change the figures)"
             ) from error
         for row in rows:
-            example = examples[row]
-            structured = (example.structured_values, example.structured_mask)
-            yield row, encoded, predictor.probabilities(encoded, task, example.text, structured)
+            yield row, encoded
         done += len(rows)
         on_progress(done, len(examples))
 

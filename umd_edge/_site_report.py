@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ._answers import normalise_answer
 from ._evaluate import EvaluatedRecords, Evaluation
-from ._evaluation import MetricValue, Resamples
+from ._evaluation import MetricValue
 from ._postprocess import confidence, positives
 from ._records import VQAReference
 from ._site_report_figures import (
@@ -31,6 +31,7 @@ from ._site_report_figures import (
     risk_coverage,
     roc_curve,
     set_coverage,
+    wilson,
 )
 from ._site_report_groups import Subgroup, check_fields, subgroups
 from ._site_report_rules import AcceptanceRule, Verdict, judge
@@ -137,7 +138,7 @@ def site_report(
         evaluation: From `evaluate_records`.
         evaluated: From the same call.
         data: The file with the records, for its name and hash.
-        by: Record paths to group by beside age, sex, view and modality.
+        by: Record paths to group by beside age, sex, view, modality and region.
         rules: What must hold for the bundle to be accepted.
         with_ids: Name the records that were not right.
 
@@ -155,7 +156,7 @@ def site_report(
     risk = risk_coverage(certain[usable], record_risk[usable], [groups[row] for row in usable])
     sets = set_coverage(task, evaluated.probabilities[usable], truth[usable], known[usable])
     statuses = {name: evaluated.statuses.count(name) for name in _STATUSES}
-    own = _own_metrics(evaluated, groups, risk, sets)
+    own = _own_metrics(evaluated, risk, sets)
     metrics = {**evaluation.metrics, **own}
     classified = task.kind == "classification"
     decided = decisions(task.outputs, said, truth, known) if classified else []
@@ -224,21 +225,16 @@ def _calibration(
 
 
 def _own_metrics(
-    evaluated: EvaluatedRecords,
-    groups: Sequence[str],
-    risk: RiskCoverage | None,
-    sets: Sequence[SetCoverage],
+    evaluated: EvaluatedRecords, risk: RiskCoverage | None, sets: Sequence[SetCoverage]
 ) -> dict[str, MetricValue]:
     """Figures that the evaluation itself does not have, so that a rule may name them."""
-    n = len(groups)
-    resamples = Resamples(groups)
-    everything = np.ones(n)
+    n = len(evaluated.statuses)
     found = {} if risk is None else {"aurc": risk.area}
     states = {"abstained": "abstain", "out_of_distribution": "out_of_distribution"}
     states["outside_intended_use"] = "outside_intended_use"
     for name, state in states.items():
-        here = np.asarray([status == state for status in evaluated.statuses], dtype=np.float64)
-        found[name] = resamples.metric(resamples.mean(here, everything), n)
+        count = evaluated.statuses.count(state)
+        found[name] = MetricValue(count / n, *wilson(count, n), n)
     for item in sets:
         if ":" not in item.what:
             kind = "" if item.what == "all" else f"{item.what}_"

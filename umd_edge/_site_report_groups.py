@@ -18,7 +18,7 @@ from .errors import UsageError
 
 __all__ = ["DEFAULT_FIELDS", "FEW_PATIENTS", "Subgroup", "check_fields", "subgroups"]
 
-DEFAULT_FIELDS = ("age", "sex", "view", "modality")
+DEFAULT_FIELDS = ("age", "sex", "view", "modality", "region")
 FEW_PATIENTS = 20
 """Below this a group is marked: its interval says little."""
 _MOST_VALUES = 12

@@ -25,8 +25,8 @@ th, td { border: 1px solid #d5d5d5; padding: .25em .6em; text-align: left; verti
 td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 th { background: #f3f5f7; } code { background: #f3f5f7; overflow-wrap: anywhere; }
 svg text { font: 12px system-ui, sans-serif; fill: #1b1b1b; } svg { max-width: 100%; height: auto; }
-.row { display: flex; flex-wrap: wrap; gap: .5em 1.5em; } figure { margin: 0; }
-figcaption { font-size: 13px; max-width: 26em; }
+div.wide svg { max-width: none; } .row { display: flex; flex-wrap: wrap; gap: .5em 1.5em; }
+figure { margin: 0; } figcaption { font-size: 13px; max-width: 26em; }
 .verdict { font-size: 1.3em; font-weight: bold; padding: .4em .8em; display: inline-block; }
 .passed { color: #14691e; } .failed { color: #b3261e; font-weight: bold; } .note { color: #555; }
 .verdict.passed { background: #e5f2e6; } .verdict.failed { background: #fbe9e7; }
@@ -135,10 +135,9 @@ def _share(hits: int, n: int) -> str:
 def _verdict(report: SiteReport) -> list[str]:
     if report.accepted is None:
         return [_note("No acceptance rules were given, so that nothing is passed or failed.")]
-    failed = sum(not verdict.passed for verdict in report.verdicts)
-    if failed == 0:
-        return [f'<p class="verdict passed">PASS: {len(report.verdicts)} of all rules met</p>']
-    return [f'<p class="verdict failed">FAIL: {failed} of {len(report.verdicts)} rules not met</p>']
+    met, all_rules = sum(verdict.passed for verdict in report.verdicts), len(report.verdicts)
+    word, style = ("PASS", "passed") if report.accepted else ("FAIL", "failed")
+    return [f'<p class="verdict {style}">{word}: {met} of {all_rules} rules met</p>']
 
 
 def _identity(report: SiteReport) -> list[str]:
@@ -208,7 +207,10 @@ def _metrics(report: SiteReport) -> list[str]:
     return [
         "<h2>Metrics</h2>",
         _table(("metric", "value", "95 % interval", "n"), rows, (1, 2, 3)),
-        _note("Intervals from 1,000 resamples of whole patients. A rule may name any of these."),
+        _note(
+            "Intervals from 1,000 resamples of whole patients, of the last three Wilson's. A rule "
+            "may name any of these, and set_coverage_90, set_size_90 ... where there are sets."
+        ),
     ]
 
 
@@ -329,7 +331,7 @@ def _confusion(report: SiteReport) -> list[str]:
     heads = ("truth", "said")
     chart = count_matrix(found.rows, found.columns, found.counts, "confusion matrix", heads=heads)
     caption = f"Counts of {found.what}; shaded by their share of the row."
-    return ["<h2>Confusion matrix</h2>", _figure(chart, caption)]
+    return ["<h2>Confusion matrix</h2>", f'<div class="wide">{_figure(chart, caption)}</div>']
 
 
 def _decisions(report: SiteReport) -> list[str]:
@@ -374,7 +376,10 @@ def _rocs(report: SiteReport) -> list[str]:
 def _groups(report: SiteReport) -> list[str]:
     lines = ["<h2>Subgroups</h2>"]
     if not report.groups:
-        return [*lines, _note("The records hold none of age, sex, view and modality; use --by.")]
+        return [
+            *lines,
+            _note("The records hold none of age, sex, view, modality and region; use --by."),
+        ]
     names = _group_metrics(report.groups)
     rows, classes = [], []
     for item in report.groups:
@@ -385,7 +390,12 @@ def _groups(report: SiteReport) -> list[str]:
         classes.append("few" if item.is_small else "")
     return [
         *lines,
-        _table(("field", "value", "records of patients", *names), rows, (2,), classes),
+        _table(
+            ("field", "value", "records of patients", *names),
+            rows,
+            range(2, 3 + len(names)),
+            classes,
+        ),
         _note(
             f"95 % intervals from resampling patients. Few: under {FEW_PATIENTS} patients, where "
             "an interval says little. Red: the whole interval lies on the worse side of all "
@@ -401,9 +411,11 @@ def _group_metrics(groups: Sequence[Subgroup]) -> list[str]:
 
 def _group_cell(report: SiteReport, item: Subgroup, name: str) -> str:
     value = item.metrics.get(name)
-    told = _with_interval(value)
+    if value is None or value.value is None:
+        return "-"
+    told = f"{value.value:.3f}<br><small>{_interval(value)}</small>"
     overall = report.metrics[name].value
-    if value is None or value.low is None or value.high is None or overall is None:
+    if value.low is None or value.high is None or overall is None:
         return told
     worse = value.low > overall if name == "ece" else value.high < overall
     return f'<span class="worse">{told}</span>' if worse else told

@@ -52,6 +52,12 @@ class Verdict:
     passed: bool
     """False too where the figure, or its interval, is not defined on these records."""
 
+    @property
+    def compared(self) -> float | None:
+        """What was compared with the limit; None where it is not defined."""
+        side: float | None = getattr(self.measured, self.rule.side)
+        return side
+
     def to_dict(self) -> dict[str, Any]:
         """The JSON object."""
         return {"rule": str(self.rule), **self.measured.to_dict(), "passed": self.passed}

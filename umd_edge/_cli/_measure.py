@@ -40,7 +40,7 @@ NOT_ACCEPTED = 6
     "--by",
     multiple=True,
     metavar="FIELD",
-    help="Group by this field of the records too, beside age, sex, view and modality; repeatable.",
+    help="Group by this field of the records too, beside age, sex, view, modality, region; repeatable.",
 )
 @click.option(
     "--accept",
@@ -125,7 +125,7 @@ def _tell(
     else:
         _show_evaluation(result)
         for verdict in verdicts:
-            value = verdict.measured.value
+            value = verdict.compared
             shown = "-" if value is None else f"{value:.3f}"
             told = "passed" if verdict.passed else "FAILED"
             click.echo(f"  {told}  {verdict.rule}  (measured {shown})")
