@@ -6,6 +6,8 @@ is in the batch.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -20,6 +22,7 @@ __all__ = [
     "check_operating_request",
     "confidence",
     "decide",
+    "other_share",
     "positives",
     "prediction_set",
     "probabilities",
@@ -27,15 +30,20 @@ __all__ = [
 
 
 def probabilities(logits: npt.NDArray[np.float32], task: TaskSpec) -> npt.NDArray[np.float64]:
-    """Probabilities after the task's scaling: logit / temperature, then * scale + bias if any.
+    """Probabilities after the task's scaling; `docs/bundle-format.md` gives the formula.
 
     Args:
         logits: (..., K) float32.
         task: Says softmax over the K outputs, or a sigmoid for each, and holds the scaling.
 
     Returns:
-        (..., K) float64; softmax rows sum to 1.
+        (..., K) float64; softmax rows sum to 1, or less where the task knows of other answers.
     """
+    return _platt(_shares(logits, task), task)
+
+
+def _shares(logits: npt.NDArray[np.float32], task: TaskSpec) -> npt.NDArray[np.float64]:
+    """Softmax or sigmoid of the scaled logits."""
     scaled = logits.astype(np.float64)
     if task.temperature != 1.0:
         scaled /= task.temperature
@@ -48,10 +56,38 @@ def probabilities(logits: npt.NDArray[np.float32], task: TaskSpec) -> npt.NDArra
         result: npt.NDArray[np.float64] = np.where(scaled >= 0, 1.0, decay) / (1.0 + decay)
         return result
     # The ufuncs themselves: the methods reach the same ones through two more Python functions.
-    scaled -= np.maximum.reduce(scaled, axis=-1, keepdims=True)
+    highest = np.maximum.reduce(scaled, axis=-1, keepdims=True)
+    if task.other is not None:
+        highest = np.maximum(highest, task.other)
+    scaled -= highest
     np.exp(scaled, out=scaled)
-    scaled /= np.add.reduce(scaled, axis=-1, keepdims=True)
+    total = np.add.reduce(scaled, axis=-1, keepdims=True)
+    if task.other is not None:
+        total += np.exp(task.other - highest)
+    scaled /= total
     return scaled
+
+
+def _platt(share: npt.NDArray[np.float64], task: TaskSpec) -> npt.NDArray[np.float64]:
+    if task.platt is None:
+        return share
+    a, b = task.platt
+    # Of the odds, so that nothing is a logarithm of 0.
+    right = np.power(share, a)
+    wrong = np.power(1.0 - share, a) * math.exp(-b)
+    result: npt.NDArray[np.float64] = right / (right + wrong)
+    return result
+
+
+def other_share(logits: npt.NDArray[np.float32], task: TaskSpec) -> npt.NDArray[np.float64]:
+    """Share (...) of the answers that the task does not know, before the last step of the scaling.
+
+    Args:
+        logits: (..., K) float32.
+        task: Holds `other`.
+    """
+    known = np.add.reduce(_shares(logits, task), axis=-1)
+    return np.asarray(np.maximum(0.0, 1.0 - known))
 
 
 def best_outputs(
@@ -67,13 +103,17 @@ def best_outputs(
         task: As in `probabilities`.
         count: At least 1; all K where it exceeds them.
     """
-    left = probabilities(logits, task)
+    left = _shares(logits, task)
     best: list[tuple[int, float]] = []
     for _ in range(min(count, len(left))):
         row = int(left.argmax())
         best.append((row, float(left[row])))
         left[row] = -1.0
-    return best
+    if task.platt is None:
+        return best
+    # The last step keeps the order, and few numbers cost less than a long vocabulary.
+    values = _platt(np.array([value for _, value in best]), task).tolist()
+    return [(row, value) for (row, _), value in zip(best, values, strict=True)]
 
 
 def positives(probability: npt.NDArray[np.float64], task: TaskSpec) -> npt.NDArray[np.bool_]:
@@ -218,4 +258,7 @@ def prediction_set(
     """
     check_coverage(task, coverage)
     assert task.conformal is not None
-    return task.conformal.prediction_set(probabilities(logits, task), task.outputs, coverage)
+    other = None if task.other is None else float(other_share(logits, task))
+    return task.conformal.prediction_set(
+        probabilities(logits, task), task.outputs, coverage, other=other
+    )

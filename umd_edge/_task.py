@@ -7,6 +7,7 @@ record into an example in training, in evaluation and on the device.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
@@ -80,6 +81,22 @@ def _vector(probability: Mapping[str, Any], key: str, path: str) -> tuple[float,
             f"{path}.probability.{key}", "a list of numbers, one for each output, is needed"
         )
     return tuple(float(value) for value in values)
+
+
+def _other(probability: Mapping[str, Any], path: str) -> float | None:
+    value = probability.get("other")
+    if "other" in probability and type(value) not in (int, float):
+        raise _fail(f"{path}.probability.other", "a number is needed")
+    return None if value is None else float(value)
+
+
+def _platt(probability: Mapping[str, Any], path: str) -> tuple[float, float] | None:
+    if "platt" not in probability:
+        return None
+    keys = {"a", "b"}
+    given = _check_keys(probability["platt"], keys, keys, f"{path}.probability.platt")
+    numbers = _numbers(given, f"{path}.probability.platt")
+    return numbers["a"], numbers["b"]
 
 
 def _curves(data: object, path: str) -> dict[str, OperatingCurve]:
@@ -159,6 +176,10 @@ class TaskSpec:
     """One for each output, applied after the temperature: logit * scale + bias; empty = all 1."""
     bias: tuple[float, ...] = ()
     """One for each output; there whenever `scale` is."""
+    other: float | None = None
+    """Scaled logit of all answers that are not among `outputs` (softmax); None: there are none."""
+    platt: tuple[float, float] | None = None
+    """`a`, `b`: at last p becomes the sigmoid of a * ln(p / (1 - p)) + b."""
     operating_points: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Output -> probability from which a multi-label finding is positive; 0.5 where absent."""
     operating_curves: Mapping[str, OperatingCurve] = dataclasses.field(default_factory=dict)
@@ -217,6 +238,14 @@ class TaskSpec:
             if not (np.isfinite(pair).all() and (pair[0] > 0).all()):
                 raise _fail(path, "scale must be above 0 and bias finite")
             object.__setattr__(self, "affine", pair)
+        if self.other is not None and (
+            self.probability_kind != "softmax" or not math.isfinite(self.other)
+        ):
+            raise _fail(path, "probability.other belongs to a softmax, and must be finite")
+        if self.platt is not None and not (
+            0 < self.platt[0] < math.inf and math.isfinite(self.platt[1])
+        ):
+            raise _fail(path, "probability.platt: a must be above 0, and both finite")
         limits = [self.operating_points.get(name, 0.5) for name in self.outputs]
         object.__setattr__(self, "limits", np.asarray(limits, np.float64))
 
@@ -246,7 +275,7 @@ class TaskSpec:
             raise _fail(path, f"a task of kind {kind!r} has {key!r} and no {other!r}")
         probability = _check_keys(
             given.get("probability", {"kind": "softmax"}),
-            {"kind", "temperature", "scale", "bias"},
+            {"kind", "temperature", "scale", "bias", "other", "platt"},
             {"kind"},
             f"{path}.probability",
         )
@@ -280,6 +309,8 @@ class TaskSpec:
             temperature=float(temperature),
             scale=_vector(probability, "scale", path),
             bias=_vector(probability, "bias", path),
+            other=_other(probability, path),
+            platt=_platt(probability, path),
             operating_points=_numbers(
                 given.get("operating_points", {}), f"{path}.operating_points"
             ),
@@ -310,6 +341,10 @@ class TaskSpec:
         }
         if self.scale:
             probability |= {"scale": list(self.scale), "bias": list(self.bias)}
+        if self.other is not None:
+            probability["other"] = self.other
+        if self.platt is not None:
+            probability["platt"] = dict(zip("ab", self.platt, strict=True))
         fitted: dict[str, Any] = {}
         if self.operating_curves:
             fitted["operating_curves"] = {

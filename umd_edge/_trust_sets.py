@@ -41,6 +41,9 @@ class PredictionSet:
     in the task's order. Empty where even the best one is less probable than is usual."""
     states: Mapping[str, tuple[State, ...]] | None = field(default=None, repr=False)
     """Multi-label tasks: label -> which of `present` and `absent` cannot be excluded."""
+    other: bool | None = None
+    """Questions: whether an answer that the bundle does not know cannot be excluded either; None
+    where the bundle says nothing about such answers."""
     n: int
     """Validation records behind it; of a multi-label task those of the rarest state."""
     complete: bool = False
@@ -50,7 +53,7 @@ class PredictionSet:
     """Why it is complete."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON object; `states` is there for multi-label tasks only."""
+        """The JSON object; `states` is there for multi-label tasks, `other` for questions."""
         states = (
             {} if self.states is None else {"states": {k: [*v] for k, v in self.states.items()}}
         )
@@ -58,6 +61,7 @@ class PredictionSet:
             "coverage": self.coverage,
             "outputs": list(self.outputs),
             **states,
+            **({} if self.other is None else {"other": self.other}),
             "n": self.n,
             "complete": self.complete,
             "reason": self.reason,
@@ -104,6 +108,8 @@ class ConformalSpec:
     """Rising, within 0..1."""
     any_output: ConformalThresholds | None = None
     """Of a task of which one output is right (method `lac`)."""
+    other: ConformalThresholds | None = None
+    """For the share of answers that the task does not know."""
     labels: Mapping[str, Mapping[State, ConformalThresholds]] = field(default_factory=dict)
     """Of a multi-label task (method `lac_by_class`)."""
 
@@ -123,7 +129,8 @@ class ConformalSpec:
         if method not in ("lac", "lac_by_class"):
             raise fail(f"{path}.method", "lac or lac_by_class is needed")
         own = {"n", "thresholds"} if method == "lac" else {"labels"}
-        given = object_(data, path, {"method", "coverages"} | own, set())
+        optional = {"other"} if method == "lac" else set()
+        given = object_(data, path, {"method", "coverages"} | own, optional)
         coverages = shares(given["coverages"], f"{path}.coverages")
         if not 0 < len(coverages) <= MAX_COVERAGES or list(coverages) != sorted(set(coverages)):
             raise fail(f"{path}.coverages", f"1 to {MAX_COVERAGES} rising numbers are needed")
@@ -133,6 +140,9 @@ class ConformalSpec:
             return cls(
                 coverages=coverages,
                 any_output=ConformalThresholds.from_dict(single, path, count),
+                other=ConformalThresholds.from_dict(given["other"], f"{path}.other", count)
+                if "other" in given
+                else None,
             )
         labels = object_(given["labels"], f"{path}.labels", set(outputs), set())
         read: dict[str, dict[State, ConformalThresholds]] = {}
@@ -149,7 +159,8 @@ class ConformalSpec:
         """The JSON object; `from_dict` gives an equal one back."""
         common = {"method": self.method, "coverages": list(self.coverages)}
         if self.any_output is not None:
-            return {**common, **self.any_output.to_dict()}
+            other = {} if self.other is None else {"other": self.other.to_dict()}
+            return {**common, **self.any_output.to_dict(), **other}
         labels = {
             label: {state: thresholds.to_dict() for state, thresholds in states.items()}
             for label, states in self.labels.items()
@@ -157,7 +168,12 @@ class ConformalSpec:
         return {**common, "labels": labels}
 
     def prediction_set(
-        self, probability: npt.NDArray[np.float64], outputs: tuple[str, ...], coverage: float
+        self,
+        probability: npt.NDArray[np.float64],
+        outputs: tuple[str, ...],
+        coverage: float,
+        *,
+        other: float | None = None,
     ) -> PredictionSet:
         """The set of one sample.
 
@@ -165,11 +181,16 @@ class ConformalSpec:
             probability: (K,) float64, scaled.
             outputs: K names.
             coverage: Above 0 and below 1; the next higher one of the grid is taken.
+            other: Share of the answers that the task does not know.
         """
         row = next((i for i, c in enumerate(self.coverages) if c >= coverage - _SLACK), None)
         if self.any_output is not None:
             limit = None if row is None else self.any_output.thresholds[row]
-            return _one_right(probability, outputs, coverage, limit, self.any_output.n)
+            unknown = None
+            if self.other is not None and other is not None:
+                least = None if row is None else self.other.thresholds[row]
+                unknown = least is None or other >= least
+            return _one_right(probability, outputs, coverage, limit, self.any_output.n, unknown)
         return self._by_class(probability, outputs, coverage, row)
 
     def _by_class(
@@ -210,12 +231,14 @@ def _one_right(
     coverage: float,
     limit: float | None,
     n: int,
+    other: bool | None,
 ) -> PredictionSet:
     order = np.argsort(-probability, kind="stable")
     chosen = order if limit is None else order[probability[order] >= limit]
     return PredictionSet(
         coverage=coverage,
         outputs=tuple(outputs[row] for row in chosen),
+        other=other,
         n=n,
         complete=limit is None,
         reason=f"{n} validation records exclude nothing at coverage {coverage:g}"
