@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from ._bundle import Bundle
     from ._deadline import CancelToken, limited
     from ._encoded import EncodedImage
+    from ._explanation import Explanation
     from ._fhir import fhir_report, write_fhir
     from ._gallery import Gallery
     from ._image import DicomFacts
@@ -96,6 +97,7 @@ __all__ = [
     "DicomInputError",
     "Embeddings",
     "EncodedImage",
+    "Explanation",
     "Finding",
     "Gallery",
     "GalleryError",
@@ -141,6 +143,7 @@ _HOMES = {
     "DicomFacts": "_image",
     "Embeddings": "_results",
     "EncodedImage": "_encoded",
+    "Explanation": "_explanation",
     "Finding": "_results",
     "Gallery": "_gallery",
     "Manifest": "_manifest",

@@ -18,6 +18,7 @@ from ._results import Answer, Classification, Timing
 if TYPE_CHECKING:
     from ._audit_trail import AuditTrail
     from ._engine import Engine
+    from ._explanation import Explanation
     from ._image import DicomFacts, LoadedImage
 
 __all__ = ["EncodedImage"]
@@ -41,6 +42,7 @@ class EncodedImage:
         self._engine = engine
         self._trail = trail
         self._loaded: LoadedImage | None = loaded
+        self._size = loaded.pixels.shape[0], loaded.pixels.shape[1]
         self._dicom = loaded.dicom
         self._lock = threading.Lock()
         self._outputs: tuple[Float32Array, Float32Array] | None = None
@@ -85,8 +87,19 @@ class EncodedImage:
                 if self._small is None:
                     raise RuntimeError("the pixels are gone although no profile was made")
                 self._profile = ImageProfile(self._small, tokens[0])
-                self._small = None
             return self._profile
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels of the image as it was decoded."""
+        return self._size
+
+    def pixel_values(self) -> Float32Array:
+        """(1, C, H, W) float32: the image as the vision graph takes it."""
+        self.features()
+        if self._small is None:
+            raise RuntimeError("an encoded image keeps its small copy")
+        return normalise(self._small, self._engine.manifest.preprocessing)[None]
 
     def _encode(self) -> tuple[Float32Array, Float32Array]:
         loaded = self._loaded
@@ -149,3 +162,52 @@ class EncodedImage:
 
     def _image_ms(self) -> float:
         return self._timing.total_ms
+
+    def explain(
+        self,
+        *,
+        question: str | None = None,
+        task: str | None = None,
+        label: str | None = None,
+        text: str | None = None,
+        structured: Mapping[str, Any] | None = None,
+        method: str | None = None,
+        unproven: bool = False,
+    ) -> Explanation:
+        """Show where on the image an answer or a classification came from.
+
+        Give either a question (with `task` where the bundle has several that answer questions), or
+        the name of a classification task with the text and values that `classify` takes. The
+        answer or classification is made, and recorded where there is an audit log, as by `ask` or
+        `classify`.
+
+        Args:
+            question: As in `ask`.
+            task: As in `classify`.
+            label: The label or answer to explain; the most probable one where None.
+            text: As in `classify`.
+            structured: As in `classify`.
+            method: `attention` or `ablation`; see `docs/explain.md`. Where None, the best one that
+                the bundle records as proven for the task.
+            unproven: Allow a map although none is proven for the task.
+
+        Raises:
+            UsageError: No question and no task, an unknown label or method, or no proven method.
+            UnknownTaskError: As in `ask` and `classify`.
+            TextInputError: As in `ask` and `classify`.
+            StructuredInputError: As in `classify`.
+            ProviderUnavailableError: The provider is `tensorrt`.
+            InferenceError: A graph failed.
+        """
+        from ._explain import Request, explain
+
+        request = Request(
+            question=question,
+            task=task,
+            label=label,
+            text=text,
+            structured=structured,
+            method=method,
+            unproven=unproven,
+        )
+        return explain(self, self._engine, request)

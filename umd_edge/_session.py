@@ -142,6 +142,7 @@ class GraphSession:
         if wanted not in self._session.get_providers():
             raise _provider_error(options.provider)
         self._check(spec)
+        self.input_names = tuple(spec.inputs)
         self.output_names = spec.outputs
         self._names = list(spec.outputs)
         self._run = self._session.run

@@ -13,10 +13,12 @@ from ._audit import audit
 from ._build_engine import build_engine
 from ._c_info import c_info
 from ._demo import demo
+from ._explain import explain
 from ._inspect import doctor, info, verify
 from ._measure import bench, evaluate
 from ._predict import ask, classify
 from ._rank import rank
+from ._sbom import sbom
 from ._serve import serve
 
 __all__ = ["main", "run"]
@@ -39,6 +41,7 @@ for command in (
     classify,
     ask,
     rank,
+    explain,
     info,
     verify,
     evaluate,
@@ -48,6 +51,7 @@ for command in (
     demo,
     c_info,
     audit,
+    sbom,
     serve,
 ):
     cli.add_command(command)
