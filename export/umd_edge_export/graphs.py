@@ -25,13 +25,14 @@ from optimum.utils.input_generators import DummyInputGenerator
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from umd_edge._insides import ATTENTION, CELLS
 from umd_edge_train.checkpoint import Checkpoint
 from umd_edge_train.models import UMDModel
 from umd_edge_train.models.model import _unit
 
 from .equalise import equalise_stem
 from .errors import ExportError
-from .rewrite import prepare_model, stable_mean
+from .rewrite import Seen, prepare_model, stable_mean, watch_attention
 
 __all__ = ["OPSET", "PARTS", "GraphIO", "export_graphs", "graph_io"]
 
@@ -81,11 +82,22 @@ class _VisionGraph(nn.Module):
     def __init__(self, model: UMDModel) -> None:
         super().__init__()
         self.model = model
+        self._cells = Seen()
+        _cell_maker(model).register_forward_hook(lambda *call: self._cells.keep(call[-1]))
 
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # As `UMDModel.encode_image`, with the mean in a fixed order.
         tokens = self.model.vision_encoder(pixel_values)
-        return tokens, _unit(self.model.image_embedding(stable_mean(tokens, None)))
+        embedding = _unit(self.model.image_embedding(stable_mean(tokens, None)))
+        return tokens, embedding, self._cells.tensor
+
+
+def _cell_maker(model: UMDModel) -> nn.Module:
+    """The module whose output holds one vector for each patch, which has not seen the others."""
+    encoder = model.vision_encoder
+    if encoder.stem is not None:
+        return encoder.stem
+    return next(part for part in encoder.backbone.modules() if isinstance(part, nn.Conv2d))
 
 
 class _TextGraph(nn.Module):
@@ -101,6 +113,7 @@ class _FusionGraph(nn.Module):
     def __init__(self, model: UMDModel) -> None:
         super().__init__()
         self.model = model
+        self._attention = watch_attention(model)
 
     def forward(
         self,
@@ -114,7 +127,7 @@ class _FusionGraph(nn.Module):
             image_tokens, text_tokens, attention_mask, structured_values, structured_mask
         )
         names = [*self.model.task_heads, "match_logit"]
-        return tuple(outputs[name] for name in names)
+        return (*(outputs[name] for name in names), self._attention.tensor)
 
 
 class _FusionInputs(DummyInputGenerator):  # type: ignore[misc]
@@ -212,7 +225,8 @@ def strip_model(model: onnx.ModelProto) -> None:
         del item.metadata_props[:]
 
 
-def _export(graph: nn.Module, config: _PartConfig) -> onnx.ModelProto:
+def _export(graph: nn.Module, config: _PartConfig, inner: tuple[str, ...]) -> onnx.ModelProto:
+    """Trace one graph; its last outputs, `inner`, are then named tensors inside it and no more."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         # Length 1 and batch 1 would be taken for constants.
@@ -227,11 +241,13 @@ def _export(graph: nn.Module, config: _PartConfig) -> onnx.ModelProto:
             external_data=False,
             verbose=False,
             input_names=list(config.inputs),
-            output_names=list(config.outputs),
+            output_names=[*config.outputs, *inner],
             dynamic_shapes={name: dict(axes) for name, axes in config.inputs.items()},
         )
     model = cast(onnx.ModelProto, cast(Any, program).model_proto)
     strip_model(model)
+    for _ in inner:
+        model.graph.output.pop()
     onnx.checker.check_model(model)
     return model
 
@@ -249,6 +265,9 @@ def export_graphs(
     checkpoint: Checkpoint, pictures: Iterable[npt.NDArray[np.float32]] = ()
 ) -> dict[str, onnx.ModelProto]:
     """Trace the model into float32 graphs.
+
+    What explanations read is named inside them: `patch_cells` in `vision`, `image_attention` in
+    `fusion`.
 
     Args:
         checkpoint: Its model is left as it is.
@@ -269,4 +288,8 @@ def export_graphs(
     wrappers = {"vision": _VisionGraph, "text": _TextGraph, "fusion": _FusionGraph}
     sizes = _sizes(checkpoint)
     parts = graph_io(checkpoint)
-    return {part: _export(wrappers[part](model), _PartConfig(sizes, parts[part])) for part in PARTS}
+    inner = {"vision": (CELLS,), "text": (), "fusion": (ATTENTION,)}
+    return {
+        part: _export(wrappers[part](model), _PartConfig(sizes, parts[part]), inner[part])
+        for part in PARTS
+    }

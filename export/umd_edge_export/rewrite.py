@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,17 @@ from umd_edge_train.models.heads import Pooler
 
 from .errors import ExportError
 
-__all__ = ["prepare_model", "stable_mean"]
+__all__ = ["Seen", "prepare_model", "stable_mean", "watch_attention"]
+
+
+class Seen:
+    """A tensor that passed by while the model was traced."""
+
+    tensor: Tensor
+
+    def keep(self, tensor: Tensor) -> None:
+        """Take the one that passes; the last one counts."""
+        self.tensor = tensor
 
 
 def stable_mean(tokens: Tensor, mask: Tensor | None) -> Tensor:
@@ -63,6 +73,7 @@ class _PlainAttention(nn.Module):
         self.query, self.key = attention.query, attention.key
         self.value, self.output = attention.value, attention.output
         self.norm = attention.norm
+        self.seen: Seen | None = None
 
     def _split(self, x: Tensor) -> Tensor:
         # (B, N, D) -> (B, H, N, D / H)
@@ -74,10 +85,20 @@ class _PlainAttention(nn.Module):
         scores = torch.matmul(query, key.transpose(2, 3)) * (1.0 / math.sqrt(query.shape[-1]))
         if bias is not None:
             scores = scores + bias
-        attended = torch.matmul(torch.softmax(scores, dim=-1), self._split(self.value(context)))
+        weights = torch.softmax(scores, dim=-1)
+        if self.seen is not None:
+            self.seen.keep(weights)
+        attended = torch.matmul(weights, self._split(self.value(context)))
         mixed: Tensor = self.output(attended.transpose(1, 2).flatten(2))
         normed: Tensor = self.norm(x + mixed)
         return normed
+
+
+def watch_attention(model: UMDModel) -> Seen:
+    """Where the text's attention to the image in the last layer of a prepared model is kept."""
+    last = cast(_PlainAttention, cast(Any, model.fusion.text_layers[-1]).cross_attention)
+    last.seen = Seen()
+    return last.seen
 
 
 def _fold_batch_norm(model: nn.Module) -> None:
