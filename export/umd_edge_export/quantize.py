@@ -20,6 +20,7 @@ from umd_edge.errors import UsageError
 
 from .errors import ExportError
 from .graphs import PARTS, strip_model
+from .half import to_half
 from .quantize_dynamic import write_dynamic
 from .quantize_layers import Layer, find_layers
 from .quantize_pairs import write_pairs
@@ -178,6 +179,8 @@ class _Quantiser:
             written[part] = self.write(part, own) if own else graph
             if self.target.stored:
                 written[part] = store_weights(written[part])
+            if self.target.half:
+                written[part] = to_half(written[part])
             if written[part] is not graph:
                 strip_model(written[part])
         return written

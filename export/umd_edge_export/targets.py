@@ -5,9 +5,10 @@ one file. The columns differ because the processors do, not because the model do
 
 * ONNX Runtime on x86 multiplies unsigned activations by signed weights; with signed activations
   most products stay in float and the graph is slower than float32.
-* TensorRT takes no zero point other than 0 and no int32 bias behind a DequantizeLinear. A Gemm, one
-  row a sample, gains nothing there; and where ONNX Runtime runs the file it would compute it in
-  float from weights that it cannot pack, whose sums depend on the batch.
+* TensorRT takes no zero point other than 0 and no int32 bias behind a DequantizeLinear, and
+  computes in the types that the graph states: float16 around its 8-bit products. A Gemm, one row a
+  sample, gains nothing there; and where ONNX Runtime runs the file it would compute it in float
+  from weights that it cannot pack, whose sums depend on the batch.
 * ARM's dot product instructions multiply signed by signed. The zero point is free there, so the
   grids are those of x86, moved by 128: the two give the same answers.
 * Ranges taken at run time need no range data, and make a result depend on its batch and padding.
@@ -45,6 +46,8 @@ class Target:
     """Large embedding tables are int8 in the file, one scale a row."""
     stored: bool = True
     """Products that stay in float keep their weights in int8 in the file, one scale an output."""
+    half: bool = False
+    """What is not in 8 bits is computed in float16, not in float32."""
     early_float: bool = False
     """The first convolutions stay in float: with few channels they are faster so, and finer."""
     dynamic: bool = False
@@ -60,9 +63,14 @@ class Target:
             + ("one range a run" if self.dynamic else "one range a tensor"),
             "weights": "int8, symmetric, one scale a channel",
             "weight_bits": self.weight_bits,
-            "tables": "int8, one scale a row" if self.tables else "float32",
-            "float_weights": "int8 in the file, one scale an output" if self.stored else "float32",
+            "tables": "int8, one scale a row" if self.tables else self._float_weights(),
+            "float_weights": self._float_weights(),
         }
+
+    def _float_weights(self) -> str:
+        if self.half:
+            return "float16"
+        return "int8 in the file, one scale an output" if self.stored else "float32"
 
 
 _ROWS = (
@@ -86,6 +94,7 @@ _ROWS = (
         outputs=(),
         tables=False,
         stored=False,
+        half=True,
     ),
     Target(
         name="openvino",
@@ -97,6 +106,7 @@ _ROWS = (
         outputs=(),
         tables=False,
         stored=False,
+        half=True,
     ),
     Target(
         name="arm64",
