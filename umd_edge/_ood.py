@@ -7,7 +7,7 @@ threshold and the reason can say which part was too far:
   distance in the directions in which the fitted images vary most, and the distance to that
   subspace (Lee et al. 2018; Wang et al. 2022, ViM). In a narrow model the encoder maps what it has
   never seen close to what it knows, hence the second part.
-* `appearance`: Mahalanobis distance of sixteen statistics of the resized 8-bit picture. They come
+* `appearance`: Mahalanobis distance of seventeen statistics of the resized 8-bit picture. They come
   from whole-number sums and catch blanks, noise, colours and inverted films.
 * `energy`: negative log-sum-exp of the task's logits (Liu et al. 2020), or the sum of the negative
   softplus of each where several labels may be right (Wang et al. 2021).
@@ -60,6 +60,7 @@ APPEARANCE = (
     "log colour",
     "red minus green",
     "green minus blue",
+    "log colour step to the next column",
 )
 """What `appearance_statistics` gives, in order."""
 _POWERS = np.arange(256, dtype=np.int64) ** np.array([[1], [2], [3]])
@@ -121,7 +122,7 @@ def appearance_statistics(image: npt.NDArray[np.uint8]) -> Float64Array:
             ITU-R BT.601 weights 77, 150, 29 (of 256).
 
     Returns:
-        (16,) float64.
+        (17,) float64.
     """
     grey, tints = _grey_and_tints(image[::2, ::2])
     rows, columns = grey.shape
@@ -155,6 +156,7 @@ def appearance_statistics(image: npt.NDArray[np.uint8]) -> Float64Array:
         _halves(by_column) / rows / 255.0,
         _log(colour),
         *(sums or (0.0, 0.0)),
+        _log(sum(_mean_step(tint[:, 1:], tint[:, :-1]) for tint in tints)),
     ]
     return np.array(values)
 
@@ -221,9 +223,9 @@ class OodModel:
     rest: float
     """Of the squared length of what is left."""
     appearance_centre: Float64Array
-    """(16,)."""
+    """(17,)."""
     whitening: Float64Array
-    """(16, 16): rows that turn the centred appearance into a vector of its distance's length."""
+    """(17, 17): rows that turn the centred appearance into a vector of its distance's length."""
 
     def features_distance(self, statistics: Float64Array) -> float:
         """Distance of (2 D,) token statistics; about 1 for the fitted images.
@@ -245,7 +247,7 @@ class OodModel:
         return float(np.sqrt(inside + max(left, 0.0) * self.rest))
 
     def appearance_distance(self, statistics: Float64Array) -> float:
-        """Distance of (16,) appearance statistics."""
+        """Distance of (17,) appearance statistics."""
         turned = np.einsum("ij,j->i", self.whitening, statistics - self.appearance_centre)
         return float(np.sqrt(np.add.reduce(turned * turned)))
 

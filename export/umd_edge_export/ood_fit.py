@@ -45,7 +45,7 @@ class ImageStatistics:
     tokens: Float64Array
     """(n, 2 D)."""
     appearance: Float64Array
-    """(n, 16)."""
+    """(n, 17)."""
     energies: Float64Array
     """(n,) of the task's logits for one text each; NaN where none was computed."""
     groups: tuple[str, ...]
@@ -85,7 +85,7 @@ def _features(statistics: Float64Array) -> dict[str, Float64Array]:
 
 
 def _appearance(statistics: Float64Array) -> dict[str, Float64Array]:
-    """Arrays of the appearance's distance, of (n, 16) statistics."""
+    """Arrays of the appearance's distance, of (n, 17) statistics."""
     covariance = np.cov(statistics.T, bias=True)
     covariance = (1 - _SHRINKAGE) * covariance + _SHRINKAGE * np.diag(np.diag(covariance))
     covariance += np.diag(_FLOORS**2)
