@@ -92,11 +92,17 @@ def check_object(dataset: Any, name: str) -> None:
         )
     if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
         raise DicomInputError(f"{name} is DICOM with floating-point pixels; whole numbers are read")
-    if "PixelData" not in dataset or not dataset.PixelData:
+    if dataset.get("PixelData"):
+        return
+    if dataset.get("Rows") is not None:
         raise DicomInputError(
-            f"{name} is DICOM without pixels: PixelData (7FE0,0010) is absent or empty, as in "
-            "structured reports, presentation states and documents; give an image object"
+            f"{name} is DICOM without its pixels: PixelData (7FE0,0010) is absent, empty or cut "
+            "off; copy or export the file again"
         )
+    raise DicomInputError(
+        f"{name} is DICOM without pixels: PixelData (7FE0,0010) is absent or empty, as in "
+        "structured reports, presentation states and documents; give an image object"
+    )
 
 
 def dicom_facts(dataset: Any, index: int, name: str) -> DicomFacts:

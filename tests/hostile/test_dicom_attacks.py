@@ -4,12 +4,14 @@ import io
 import logging
 import time
 import traceback
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 pydicom = pytest.importorskip("pydicom", reason="the extra `dicom` is not installed")
 
+from support.dcmtk import rewritten  # noqa: E402
 from support.pictures import gradient, make_dicom  # noqa: E402
 from umd_edge import DicomInputError, ImageInputError, MissingDependencyError  # noqa: E402
 from umd_edge._image import load_image  # noqa: E402
@@ -167,6 +169,71 @@ def test_compressed_pixels_of_another_size_are_refused_before_decoding():
     assert time.perf_counter() - start_time < 2
 
 
+def _compressed(syntax: str, folder: Path) -> bytes:
+    """A noisy picture in a syntax, written by DCMTK, or by OpenJPEG for JPEG 2000."""
+    noise = np.random.default_rng(0).integers(0, 60, (64, 72)) + np.arange(72) * 2
+    data = make_dicom(noise.astype(np.uint8))
+    if syntax in DCMTK_WRITES:
+        return rewritten(data, folder, *DCMTK_WRITES[syntax]).read_bytes()
+    dataset = pydicom.dcmread(io.BytesIO(data))
+    dataset.compress(pydicom.uid.JPEG2000Lossless, encoding_plugin="pylibjpeg")
+    out = io.BytesIO()
+    dataset.save_as(out)
+    return out.getvalue()
+
+
+DCMTK_WRITES = {
+    "rle": ("dcmcrle",),
+    "jpeg-baseline": ("dcmcjpeg", "+eb"),
+    "jpeg-lossless": ("dcmcjpeg", "+e1"),
+    "jpeg-ls": ("dcmcjpls", "+el"),
+}
+
+
+@pytest.mark.parametrize("syntax", [*DCMTK_WRITES, "jpeg-2000"])
+def test_compressed_pixels_that_are_cut_off_are_refused(syntax: str, tmp_path: Path):
+    from pydicom.encaps import encapsulate, get_frame
+
+    data = _compressed(syntax, tmp_path)
+    assert load_image(data).pixels.std() > 10
+    for share in (0.4, 0.8, 0.99):
+        with pytest.raises(DicomInputError, match=r"cut off, within PixelData"):
+            load_image(data[: int(share * len(data))])
+    dataset = pydicom.dcmread(io.BytesIO(data))
+    frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
+    for share in (0.1, 0.5, 0.95):
+        dataset.PixelData = encapsulate([frame[: int(share * len(frame))]])
+        out = io.BytesIO()
+        dataset.save_as(out)
+        with pytest.raises(DicomInputError, match=r"cut off|cannot be decoded"):
+            load_image(out.getvalue())
+
+
+@pytest.mark.parametrize("frame", [None, 9_999])
+def test_ten_thousand_frames_that_are_not_there_are_refused_at_once(frame: int | None):
+    start = time.perf_counter()
+    with pytest.raises(DicomInputError, match=r"10000 frames; name one|cannot be decoded"):
+        load_image(make_dicom(GREY, NumberOfFrames=10_000), frame=frame)
+    assert time.perf_counter() - start < 2
+
+
+def test_frame_out_of_ten_thousand_is_read(tmp_path: Path):
+    frames = np.zeros((10_000, 8, 8), np.uint8)
+    frames[6999] = np.arange(64).reshape(8, 8)
+    loaded = load_image(make_dicom(frames), frame=7000)
+    assert np.array_equal(loaded.pixels[..., 0], frames[6999])
+    assert loaded.dicom is not None
+    assert (loaded.dicom.frame, loaded.dicom.frames) == (7000, 10_000)
+
+
+def test_text_in_the_place_of_a_uid_is_not_kept():
+    # Text where a UID should be could be anything, a name among them.
+    facts = load_image(make_dicom(GREY, StudyInstanceUID="JANE DOE")).dicom
+    assert facts is not None
+    assert facts.study_instance_uid is None
+    assert "JANE" not in str(facts.to_dict())
+
+
 @pytest.fixture(scope="module")
 def whole() -> bytes:
     return make_dicom(WIDE, WindowCenter=1000, WindowWidth=500)
@@ -225,8 +292,6 @@ def test_magic_without_anything_behind_it_is_refused():
 
 @pytest.mark.parametrize("name", ["test-SR.dcm", "reportsi.dcm", "rtplan.dcm", "waveform_ecg.dcm"])
 def test_carried_objects_without_pixels_are_refused(name: str):
-    from pathlib import Path
-
     path = Path(pydicom.__file__).parent / "data" / "test_files" / name
     if not path.is_file():
         pytest.skip(f"this pydicom does not carry {name}")
