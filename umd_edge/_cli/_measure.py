@@ -40,7 +40,7 @@ NOT_ACCEPTED = 6
     "--by",
     multiple=True,
     metavar="FIELD",
-    help="Group by this field of the records too, beside age, sex, view, modality, region; repeatable.",
+    help="Group by this field of the records too, beside age, sex, view ...; repeatable.",
 )
 @click.option(
     "--accept",
