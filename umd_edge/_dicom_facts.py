@@ -67,12 +67,12 @@ _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 def no_image(dataset: Any) -> str:
     """What a data set is instead of a picture by its SOP class; empty where nothing is known."""
-    uid = f"{dataset.get('SOPClassUID', '')}."
-    return max(
-        ((key, kind) for key, kind in _NO_IMAGES.items() if uid.startswith(f"{key}.")),
-        key=lambda item: len(item[0]),
-        default=("", ""),
-    )[1]
+    meta = getattr(dataset, "file_meta", {})
+    uid = dataset.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID") or ""
+    kinds = [
+        (len(key), kind) for key, kind in _NO_IMAGES.items() if f"{uid}.".startswith(f"{key}.")
+    ]
+    return max(kinds, default=(0, ""))[1]
 
 
 def check_object(dataset: Any, name: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from ._dicom_facts import identity, no_image
 from ._dicom_file import guarded, read_directory, read_header
 from ._image import file_kind
-from .errors import DicomInputError, ImageInputError
+from .errors import DicomInputError, ImageInputError, UmdEdgeError
 
 __all__ = ["Instance", "Series", "Study", "list_images", "list_studies"]
 
@@ -128,6 +128,8 @@ def _files(path: Path) -> list[Path]:
             return list(_walk(path))
         if stat.S_ISREG(mode) and _is_directory_file(path):
             return _referenced_files(path)
+    except UmdEdgeError:
+        raise
     except FileNotFoundError as error:
         raise ImageInputError(f"no file or folder at {str(path)!r}; give a path") from error
     except (OSError, ValueError) as error:
@@ -228,8 +230,6 @@ def _header(pydicom: Any, path: Path, name: str) -> dict[str, Any] | str:
     other = no_image(dataset)
     if other:
         return f"DICOM, but {other}"
-    if dataset.get("Rows") is None:
-        return "DICOM without pixels"
     uids = identity(dataset)
     del uids["sop_class_uid"]
     return {
