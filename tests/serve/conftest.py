@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from support.pictures import encode, make_dicom
-from umd_edge import Predictor
+from umd_edge import Predictor, UsageError
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
@@ -75,6 +75,38 @@ def loopback(monkeypatch) -> None:
         return plain(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture
+def explained(monkeypatch):
+    """Every image is explained by the same map; the calls are kept."""
+    from umd_edge._encoded import EncodedImage
+    from umd_edge._explain import Explanation
+
+    calls = []
+
+    def explain(self, **given):
+        calls.append(given)
+        if not given["unproven"] and given["method"] is None:
+            raise UsageError("no map is shown: none was measured to beat a centre prior")
+        answer = self.ask("which organ is shown?")
+        return Explanation(
+            status=answer.status,
+            bundle=answer.bundle,
+            variant=answer.variant,
+            provider=answer.provider,
+            timing=answer.timing,
+            task="vqa",
+            method="ablation",
+            target="lung",
+            probability=0.75,
+            map=np.eye(4, dtype=np.float32),
+            image_size=self.image_size,
+            proven=False,
+        )
+
+    monkeypatch.setattr(EncodedImage, "explain", explain)
+    return calls
 
 
 class Running:

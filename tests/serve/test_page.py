@@ -177,6 +177,26 @@ def test_it_works_by_keyboard_alone(page, image_file):
     page.wait("document.querySelectorAll('#results article').length === 1")
 
 
+def test_a_heat_map_is_laid_over_the_image_and_taken_off(page, image_file, explained):
+    page.choose_file("#file", image_file)
+    page.wait(READY)
+    plain = page.run("document.querySelector('#preview').src")
+    page.click("#suggestions button")
+    page.wait("document.querySelector('#results button.heat') !== null")
+    page.wait(READY)
+    assert "unproven" in page.text("#results button.heat")
+    page.click("#results button.heat")
+    page.wait("!document.querySelector('#heat').hidden")
+    heat = page.run("document.querySelector('#preview').src")
+    assert heat != plain
+    assert "unproven" in page.text("#heat")
+    assert "Heat map" in page.run("document.querySelector('#preview').alt")
+    page.click("#heat-on")
+    assert page.run("document.querySelector('#preview').src") == plain
+    page.click("#heat-on")
+    assert page.run("document.querySelector('#preview').src") == heat
+
+
 def test_every_control_has_a_name(page):
     nodes = page.send("Accessibility.getFullAXTree")["nodes"]
     roles = {"button", "textbox", "slider", "combobox", "checkbox", "spinbutton", "image"}

@@ -62,10 +62,14 @@ def _paths(predictor: Predictor) -> dict[str, Any]:
         "minimum": 1,
         "description": "Frame of a DICOM object with several",
     }
+    share = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
     common = {"image_id": image_id, "frame": frame}
     classify = {
         "task": {"type": "string", "enum": names, "description": "Task of the bundle"},
         "text": _string("Free text, for a task that reads it"),
+        "sensitivity": share,
+        "specificity": share,
+        "coverage": share,
         "structured": {"type": "object", "description": "Values that the task reads"},
     }
     ask = {
@@ -77,6 +81,18 @@ def _paths(predictor: Predictor) -> dict[str, Any]:
             "description": "Questions; the field may be given several times",
         },
         "task": {"type": "string", "enum": vqa, "description": "Where the bundle has several"},
+        "coverage": share,
+    }
+    explain = {
+        "question": _string("Explain the answer to it"),
+        "task": {"type": "string", "description": "Explain the classification by it"},
+        "label": _string("What to explain; the most probable one where it is left out"),
+        "text": classify["text"],
+        "structured": classify["structured"],
+        "method": {"type": "string", "enum": ["attention", "ablation"]},
+        "unproven": {"type": "boolean", "description": "Allow a map that is not proven"},
+        "format": {"type": "string", "enum": ["json", "png"], "default": "json"},
+        "side": {"type": "integer", "minimum": 1, "description": "Longest side of the PNG"},
     }
     line = {"application/json": {"schema": _ref("ClassifyLine")}}
     answers = {"application/json": {"schema": _ref("AskLine")}}
@@ -98,7 +114,15 @@ def _paths(predictor: Predictor) -> dict[str, Any]:
                 "responses": {"204": {"description": "Forgotten"}, **_errors("401", "404")},
             }
         },
-        "/v1/preview": _post("preview", "The image as 8-bit PNG", common, png),
+        "/v1/explain": _post(
+            "explain",
+            "Where on the image a decision came from",
+            {**explain, **common},
+            {"application/json": {"schema": _ref("ExplainLine")}, **png},
+        ),
+        "/v1/preview": _post(
+            "preview", "The image as 8-bit PNG", {"side": explain["side"], **common}, png
+        ),
         "/v1/info": _get("info", "The bundle and the service", "Info"),
         "/v1/tasks": _get("tasks", "The bundle's tasks and what they read", "Tasks"),
         "/healthz": _get("health", "Whether the process runs", "State", token=False),
@@ -219,6 +243,7 @@ def _schemas() -> dict[str, Any]:
         "multi_label": flag,
         "reads_text": flag,
         "reads": _list(reads),
+        "proven_maps": _list(text),
         "applies_to": {"type": "object", "additionalProperties": _list(text)},
     }
     finding = _object({"label": text, "probability": probability, "positive": flag})
@@ -237,6 +262,21 @@ def _schemas() -> dict[str, Any]:
                 "probability": probability,
                 "alternatives": _list(_ref("Alternative")),
                 **decided,
+            }
+        ),
+        "ExplainLine": _object(
+            {
+                **common,
+                "task": text,
+                **decided,
+                "target": text,
+                "probability": probability,
+                "method": {"type": "string", "enum": ["attention", "ablation"]},
+                "proven": flag,
+                "unit": text,
+                "image_size": _object({"width": number, "height": number}),
+                "map": {"type": ["array", "null"], "items": _list({"type": "number"})},
+                "peak": {"type": ["object", "null"]},
             }
         ),
         "AskLine": _object({**common, "answers": _list(_ref("Answer"))}),

@@ -98,6 +98,20 @@ class Fields:
             return value
         raise BadRequestError(f"{name!r} must be a whole number from 1")
 
+    def take_flag(self, name: str) -> bool:
+        """True or false; false where it is not given.
+
+        Raises:
+            BadRequestError: It is neither.
+        """
+        value = self.take(name)
+        known = {None: False, "": False, "false": False, "0": False, "true": True, "1": True}
+        if isinstance(value, bool):
+            return value
+        if (value is not None and not isinstance(value, str)) or value not in known:
+            raise BadRequestError(f"{name!r} must be true or false")
+        return known[value]
+
     def take_number(self, name: str) -> float | None:
         """A finite number.
 

@@ -13,11 +13,14 @@ from .. import __version__
 from .._demo import QUESTIONS
 from .._describe import describe_bundle
 from .._engine import check_question
+from .._explain import proven_methods
+from .._overlay import draw_explanation
 from .._results import answers_to_dict
 from .._task import TaskSpec
 from ._answers import JSONAnswer
+from ._errors import BadRequestError
 from ._request import Fields
-from ._service import Service, Source, picture
+from ._service import Service, Source, picture, png
 
 __all__ = ["OPEN_PATHS", "Handler", "handlers"]
 
@@ -27,6 +30,7 @@ OPEN_PATHS = frozenset({"/", "/page.css", "/page.js", "/favicon.ico", "/healthz"
 """Shown without a token: they say nothing about images or the bundle."""
 
 _MOST_QUESTIONS = 64
+_SHOWN_SIDE = 1024
 _PAGE_TYPES = {
     "index.html": "text/html; charset=utf-8",
     "page.css": "text/css; charset=utf-8",
@@ -50,6 +54,7 @@ def handlers(service: Service) -> dict[tuple[str, str], Handler]:
         ("GET", "/v1/tasks"): routes.tasks,
         ("POST", "/v1/classify"): routes.classify,
         ("POST", "/v1/ask"): routes.ask,
+        ("POST", "/v1/explain"): routes.explain,
         ("POST", "/v1/images"): routes.add_image,
         ("DELETE", "/v1/images/{id}"): routes.remove_image,
         ("POST", "/v1/preview"): routes.preview,
@@ -103,13 +108,14 @@ class _Routes:
                 "max_request_bytes": options.max_request_bytes,
                 "timeout_s": options.timeout_s,
                 "image_ttl_s": options.image_ttl_s,
-                "explains": False,
             },
         }
         return JSONAnswer(document)
 
     async def tasks(self, request: Request) -> Response:
         fields = {item.name: item for item in self._predictor.manifest.structured_fields}
+
+        extensions = self._predictor.manifest.extensions
 
         def described(task: TaskSpec) -> dict[str, Any]:
             read = [fields[path] for path in task.structured_paths if path in fields]
@@ -128,6 +134,7 @@ class _Routes:
                     }
                     for item in read
                 ],
+                "proven_maps": proven_methods(extensions, task.name),
                 "applies_to": {key: list(values) for key, values in task.applies_to.items()},
             }
 
@@ -177,6 +184,32 @@ class _Routes:
 
         return await self._line(request, prepare)
 
+    async def explain(self, request: Request) -> Response:
+        service = self._service
+        with service.queue.admit() as ticket:
+            fields = await service.read(request, ticket)
+            given: dict[str, Any] = {
+                name: fields.take_text(name)
+                for name in ("question", "task", "label", "text", "method")
+            }
+            given["structured"] = fields.take_object("structured")
+            given["unproven"] = fields.take_flag("unproven")
+            as_picture = _is_picture(fields.take_text("format"))
+            side = fields.take_whole("side")
+            source = service.source(fields)
+            fields.finish()
+
+            def explained() -> dict[str, Any] | bytes:
+                explanation = source.encoded(self._predictor).explain(**given)
+                if not as_picture:
+                    return explanation.to_dict()
+                return png(draw_explanation(source.pixels()[0], explanation), side)
+
+            result = await service.work(request, ticket, explained)
+        if isinstance(result, bytes):
+            return Response(result, media_type="image/png")
+        return JSONAnswer({"image": source.name, "index": 0, **result})
+
     async def _line(
         self, request: Request, prepare: Callable[[Fields], Callable[[Source], Mapping[str, Any]]]
     ) -> Response:
@@ -218,11 +251,12 @@ class _Routes:
     async def preview(self, request: Request) -> Response:
         def draw() -> tuple[bytes, int]:
             pixels, frames = source.pixels()
-            return picture(pixels), frames
+            return picture(pixels, side), frames
 
         service = self._service
         with service.queue.admit() as ticket:
             fields = await service.read(request, ticket)
+            side = fields.take_whole("side") or _SHOWN_SIDE
             source = service.source(fields)
             fields.finish()
             drawn, frames = await service.work(request, ticket, draw)
@@ -230,8 +264,12 @@ class _Routes:
         return Response(drawn, media_type="image/png", headers=headers)
 
 
-def _need(name: str, value: object) -> None:
-    from ._errors import BadRequestError
+def _is_picture(kind: str | None) -> bool:
+    if kind not in (None, "json", "png"):
+        raise BadRequestError("'format' must be json or png")
+    return kind == "png"
 
+
+def _need(name: str, value: object) -> None:
     if value is None:
         raise BadRequestError(f"{name!r} is missing")

@@ -7,7 +7,7 @@ import contextlib
 import io
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.requests import Request
 
@@ -22,10 +22,12 @@ from ._queue import Ticket, WorkQueue
 from ._request import Fields, read_fields
 from ._store import ImageStore, StoredImage
 
-__all__ = ["ClientGone", "FrameNeededError", "Service", "Source", "picture"]
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["ClientGone", "FrameNeededError", "Service", "Source", "picture", "png"]
 
 Result = TypeVar("Result")
-_SHOWN_SIDE = 1024
 
 
 class ClientGone(Exception):  # noqa: N818 - nothing is wrong, there is nobody left to be told
@@ -181,12 +183,17 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def picture(pixels: Any, side: int = _SHOWN_SIDE) -> bytes:
+def picture(pixels: Any, side: int) -> bytes:
     """A PNG of (H, W, 1 or 3) uint8, made smaller where a side is longer than `side`."""
     from PIL import Image
 
-    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-    image.thumbnail((side, side))
+    return png(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), side)
+
+
+def png(image: Image.Image, side: int | None) -> bytes:
+    """The bytes of a PNG file; the image itself is made smaller."""
+    if side is not None:
+        image.thumbnail((side, side))
     out = io.BytesIO()
     image.save(out, "PNG", compress_level=3)
     return out.getvalue()

@@ -2,7 +2,10 @@
 // Everything that comes from an image, a question or the bundle is shown as text, never as markup.
 
 const byId = (id) => document.getElementById(id);
-const state = { token: "", file: null, frame: null, imageId: null, turn: 0, plain: "", heat: "" };
+const state = {
+  token: "", file: null, frame: null, imageId: null, turn: 0, plain: "", heat: "",
+  proven: new Map(), asking: undefined,
+};
 
 class ServiceError extends Error {
   constructor(status, error) {
@@ -76,7 +79,7 @@ function clear() {
 
 function ready(yes) {
   byId("ask-button").disabled = !yes;
-  for (const button of document.querySelectorAll(".buttons button")) button.disabled = !yes;
+  for (const button of document.querySelectorAll(".buttons button, button.heat")) button.disabled = !yes;
 }
 
 async function open(file, frame = null) {
@@ -257,29 +260,19 @@ function classify(task) {
 // --- heat maps -----------------------------------------------------------------------------------
 
 function heatButton(title, fields) {
-  if (!state.explains) return [];
-  const button = element("button", { type: "button", className: "plain" }, "Where it looked");
-  button.setAttribute("aria-label", `Where it looked: ${title}`);
-  button.addEventListener("click", () => drawHeat(title, fields, button));
+  const proven = state.proven.get(fields.task ?? state.asking)?.length > 0;
+  const words = proven ? "Where it looked" : "Where it looked: unproven map";
+  const button = element("button", { type: "button", className: "plain heat" }, words);
+  button.setAttribute("aria-label", `${words}: ${title}`);
+  const asked = { ...fields, unproven: !proven };
+  button.addEventListener("click", () => drawHeat(proven ? title : `${title} (unproven)`, asked));
   return [button];
 }
 
-function drawHeat(title, fields, button) {
+function drawHeat(title, fields) {
   return during("Drawing the heat map ...", async (current) => {
-    let response;
-    try {
-      response = await about("/v1/explain", { ...fields, format: "png" });
-    } catch (error) {
-      if (error.type === "UnprovenMapError" && !fields.unproven) {
-        button.textContent = "Show the unproven map";
-        const again = button.cloneNode(true);
-        again.addEventListener("click", () =>
-          drawHeat(`${title} (unproven)`, { ...fields, unproven: true }, again),
-        );
-        button.replaceWith(again);
-      }
-      throw error;
-    }
+    const asked = { ...fields, format: "png", side: 1024 };
+    const response = await about("/v1/explain", asked);
     const drawn = await response.blob();
     if (!current()) return;
     const old = state.heat;
@@ -368,13 +361,14 @@ async function start() {
   try {
     const info = await (await call("GET", "/v1/info")).json();
     const { tasks, suggestions } = await (await call("GET", "/v1/tasks")).json();
-    state.explains = info.service.explains;
     byId("bundle").textContent =
       `${info.name} ${info.version}, ${info.service.variant} on ${info.service.provider}, ` +
       `${info.sha256.slice(0, 12)}`;
     byId("bundle").title = info.sha256;
     byId("access").hidden = true;
     byId("main").hidden = false;
+    state.proven = new Map(tasks.map((task) => [task.name, task.proven_maps]));
+    state.asking = tasks.find((task) => task.kind === "vqa")?.name;
     offer(tasks, suggestions);
     complain(null);
     document.documentElement.dataset.started = "yes";
