@@ -213,10 +213,10 @@ class AuditLog:
             self._write(event, fields)
 
     def _write(self, event: str, fields: Mapping[str, Any]) -> None:
-        line = self._line(event, fields)
+        line, digest = self._line(event, fields)
         if self._size and self._size + len(line) > self._max_bytes:
             self._begin_next_file()
-            line = self._line(event, fields)
+            line, digest = self._line(event, fields)
         try:
             _write_all(self._file, line)
             os.fsync(self._file)
@@ -229,9 +229,9 @@ class AuditLog:
             raise
         self._size += len(line)
         self._seq += 1
-        self._head = hashlib.sha256(line[:-1]).hexdigest()
+        self._head = digest
 
-    def _line(self, event: str, fields: Mapping[str, Any]) -> bytes:
+    def _line(self, event: str, fields: Mapping[str, Any]) -> tuple[bytes, str]:
         record = {
             "audit": AUDIT_VERSION,
             "seq": self._seq + 1,
@@ -241,7 +241,8 @@ class AuditLog:
             "event": event,
             **fields,
         }
-        return encode_line(record) + b"\n"
+        line, digest = encode_line(record)
+        return line + b"\n", digest
 
     def _begin_next_file(self) -> None:
         full = [path for path in log_files(self.path) if path != self.path]

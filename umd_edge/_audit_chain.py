@@ -1,9 +1,10 @@
 """The chain of an audit log: its lines, its files, and verifying them.
 
-A log is JSON Lines. Each line has the SHA-256 of the line before it (64 zeros in the first one),
-so that no line can be changed, taken out or put in without changing every later hash. When a file
-is full it is renamed to `<name>.000001`, `<name>.000002` ... and the chain goes on in a new one.
-The last hash, kept somewhere else, is what shows a log rewritten or cut from there on.
+A log is JSON Lines. Each line ends with the SHA-256 of itself without that last member, and holds
+that of the line before it as `previous` (64 zeros in the first one), so that no line can be
+changed, taken out or put in without changing every later one. When a file is full it is renamed to
+`<name>.000001`, `<name>.000002` ... and the chain goes on in a new one. The last hash, kept
+somewhere else, is what shows a log that was cut or written anew.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ FIRST = "0" * 64
 MAX_LINE_BYTES = 1 << 20
 _PART = re.compile(r"\.(\d{6,9})")
 _HASH = re.compile(r"[0-9a-f]{64}")
+_OWN_HASH = re.compile(rb',"sha256":"([0-9a-f]{64})"\}\Z')
 _CHUNK = 64 << 10
 
 
@@ -47,7 +49,7 @@ class Link:
 
     record: Mapping[str, Any]
     sha256: str
-    """Of the bytes of its line, without the line feed."""
+    """The record's own hash, which the next one has as `previous`."""
     file: Path
     line: int
     """Counted from 1."""
@@ -83,10 +85,16 @@ class AuditReport:
         }
 
 
-def encode_line(record: Mapping[str, Any]) -> bytes:
-    """A record as its line, without the line feed: sorted keys, ASCII, no spaces."""
+def encode_line(record: Mapping[str, Any]) -> tuple[bytes, str]:
+    """A record as its line, without the line feed, and its hash.
+
+    Args:
+        record: Everything but `sha256`, which becomes the last member.
+    """
     text = json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return text.encode("ascii")
+    body = text.encode("ascii")
+    digest = hashlib.sha256(body).hexdigest()
+    return body[:-1] + b',"sha256":"%s"}' % digest.encode("ascii"), digest
 
 
 def log_files(path: str | os.PathLike[str]) -> tuple[Path, ...]:
@@ -238,6 +246,12 @@ def _check_order(link: Link, before: Link | None) -> None:
 
 
 def _parse(line: bytes, path: Path, number: int) -> Link:
+    own = _OWN_HASH.search(line)
+    if own is None:
+        raise _broken(path, number, "is no record: it does not end with its hash")
+    digest = hashlib.sha256(line[: own.start()] + b"}").hexdigest()
+    if digest != own[1].decode("ascii"):
+        raise _broken(path, number, "was changed: its hash is another one")
     try:
         record = load_strict(line)
     except (ValueError, RecursionError) as error:
@@ -247,7 +261,7 @@ def _parse(line: bytes, path: Path, number: int) -> Link:
     types = {"seq": int, "previous": str, "event": str, "time": str}
     if any(type(record.get(key)) is not kind for key, kind in types.items()):
         raise _broken(path, number, f"lacks one of {sorted(types)}")
-    return Link(record, hashlib.sha256(line).hexdigest(), path, number)
+    return Link(record, digest, path, number)
 
 
 def _broken(path: Path, line: int, problem: str) -> AuditError:

@@ -111,7 +111,7 @@ def load_recorded(
 
 
 def _pixel_hash(loaded: LoadedImage) -> str:
-    """SHA-256 of `<height> <width> <channels>` and a line feed, then the 8-bit pixels row by row."""
+    """SHA-256 of `<height> <width> <channels>`, a line feed, and the 8-bit pixels row by row."""
     header = " ".join(str(side) for side in loaded.pixels.shape)
     digest = hashlib.sha256(header.encode("ascii") + b"\n")
     digest.update(loaded.pixels.data)

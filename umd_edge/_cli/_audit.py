@@ -115,7 +115,7 @@ def show(log: str, as_json: bool, **filters: str | None) -> None:
     if as_json:
         for link in read_log(log):
             if wanted(link.record):
-                emit({**link.record, "sha256": link.sha256})
+                emit(link.record)
         return
     rows = [("record", "time", "task", "status", "image", "decision", "ms")]
     rows.extend(_row(link) for link in read_log(log) if wanted(link.record))
