@@ -8,20 +8,23 @@ so, or, in the absence of that tag, where it is MONOCHROME1.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ._colour import ybr_to_rgb
-from ._dicom_facts import GREY, check_object, dicom_facts
+from ._dicom_facts import GREY, check_object, dicom_facts, is_video
 from ._dicom_file import INSTALL, functional_group, guarded, read_dataset
 from ._dicom_tables import grey_table, palette_to_rgb
 from ._gdcm import decode_jpeg_12_bit
 from ._grey import GreyLook, LookupTable, VoiWindow, grey_to_uint8, stored_values, to_uint8
 from ._headers import compressed_size, is_whole_codestream, repaired_sequential_jpeg
 from ._image import DicomFacts, LoadedImage
+from ._video import load_clip_frames
 from .errors import DicomInputError, MissingDependencyError
 
 __all__ = ["load_dicom", "load_dicom_frames"]
@@ -53,14 +56,28 @@ def load_dicom_frames(
     def work(pydicom: Any) -> list[LoadedImage]:
         dataset = read_dataset(pydicom, data, name)
         check_object(dataset, name)
-        frames = choose(int(dataset.get("NumberOfFrames") or 1))
-        return [_load_frame(pydicom, dataset, frame, name) for frame in frames]
+        total = int(dataset.get("NumberOfFrames") or 1)
+        indices = [_frame_index(total, frame, name) for frame in choose(total)]
+        if is_video(dataset):
+            return _load_video(pydicom, dataset, indices, name)
+        return [_load_frame(pydicom, dataset, index, name) for index in indices]
 
     return guarded(name, work)
 
 
-def _load_frame(pydicom: Any, dataset: Any, frame: int | None, name: str) -> LoadedImage:
-    index = _frame_index(int(dataset.get("NumberOfFrames") or 1), frame, name)
+def _load_video(pydicom: Any, dataset: Any, indices: Sequence[int], name: str) -> list[LoadedImage]:
+    """Frames of an object whose pixels are one MPEG stream (PS3.5 8.2.5 to 8.2.12)."""
+    data = io.BytesIO(dataset.PixelData)
+    pydicom.encaps.parse_basic_offsets(data)
+    stream = b"".join(pydicom.encaps.generate_fragments(data))
+    facts = [dicom_facts(dataset, index, name) for index in indices]
+    images = load_clip_frames(stream, name, [index + 1 for index in indices])
+    if any(image.pixels.shape[:2] != (facts[0].rows, facts[0].columns) for image in images):
+        raise DicomInputError(f"{name}: the video is not of Rows x Columns; export it again")
+    return [replace(image, dicom=fact) for image, fact in zip(images, facts, strict=True)]
+
+
+def _load_frame(pydicom: Any, dataset: Any, index: int, name: str) -> LoadedImage:
     facts = dicom_facts(dataset, index, name)
     array, photometric = _decode(pydicom, dataset, facts, index, name)
     if photometric == "PALETTE COLOR":

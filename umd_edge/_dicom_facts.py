@@ -11,7 +11,7 @@ from ._headers import check_size
 from ._image import DicomFacts
 from .errors import DicomInputError
 
-__all__ = ["COLOUR", "GREY", "check_object", "dicom_facts", "identity", "no_image"]
+__all__ = ["COLOUR", "GREY", "check_object", "dicom_facts", "identity", "is_video", "no_image"]
 
 GREY = ("MONOCHROME1", "MONOCHROME2")
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR")
@@ -62,6 +62,7 @@ _VIEWS = {
     **dict.fromkeys(("399162004", "R-10242"), "CC"),
     **dict.fromkeys(("399368009", "R-10226"), "MLO"),
 }
+_VIDEO = re.compile(r"1\.2\.840\.10008\.1\.2\.4\.10[0-8](\.1)?$")
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 
@@ -73,6 +74,11 @@ def no_image(dataset: Any) -> str:
         (len(key), kind) for key, kind in _NO_IMAGES.items() if f"{uid}.".startswith(f"{key}.")
     ]
     return max(kinds, default=(0, ""))[1]
+
+
+def is_video(dataset: Any) -> bool:
+    """Whether the pixels are one stream of MPEG-2, H.264 or H.265 (PS3.5 A.4.5 to A.4.9)."""
+    return _VIDEO.match(str(dataset.file_meta.TransferSyntaxUID)) is not None
 
 
 def check_object(dataset: Any, name: str) -> None:
@@ -118,10 +124,9 @@ def dicom_facts(dataset: Any, index: int, name: str) -> DicomFacts:
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     check_size(columns, rows, name, DicomInputError)
     photometric = str(dataset.PhotometricInterpretation)
-    if photometric not in (*GREY, *COLOUR):
-        raise DicomInputError(
-            f"{name}: PhotometricInterpretation (0028,0004) is not one of {[*GREY, *COLOUR]}"
-        )
+    known = [*GREY, *COLOUR, "YBR_PARTIAL_420"] if is_video(dataset) else [*GREY, *COLOUR]
+    if photometric not in known:
+        raise DicomInputError(f"{name}: PhotometricInterpretation (0028,0004) is none of {known}")
     samples = 1 if photometric in (*GREY, "PALETTE COLOR") else 3
     if int(dataset.get("SamplesPerPixel") or samples) != samples:
         raise DicomInputError(

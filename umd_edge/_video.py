@@ -41,6 +41,8 @@ _FORMATS = (
     (b"\0\0\1\xba", "mpeg"),
     (b"\0\0\1\xb3", "mpegvideo"),
     (b"G", "mpegts"),
+    (b"\0\0\0\1\x40", "hevc"),
+    (b"\0\0\0\1", "h264"),
 )
 
 
@@ -149,6 +151,8 @@ def _bytes_of(source: ImageInput) -> tuple[bytes, str]:
 
 
 def _checked_total(total: int, name: str) -> int:
+    if total < 1:
+        raise ImageInputError(f"{name} is a clip without a frame; copy or export it again")
     if total > MAX_FRAMES:
         raise ImageInputError(
             f"{name} has more than {MAX_FRAMES} frames; cut out the part that matters"
@@ -167,9 +171,7 @@ def _count(data: bytes, name: str) -> int:
                 f"{name} has more than {MAX_CLIP_PIXELS // 10**9} gigapixels in all its frames; "
                 "cut out the part that matters, or scale it down"
             )
-    if total == 0:
-        raise ImageInputError(f"{name} is a clip without a frame; copy or export it again")
-    return total
+    return _checked_total(total, name)
 
 
 def _decoded(data: bytes, name: str) -> Generator[tuple[int, Any], None, None]:
