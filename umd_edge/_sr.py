@@ -201,6 +201,8 @@ def _document(results: Sequence[Reported], evidence: Sequence[Evidence]) -> Any:
         if evidence[0].issuer_of_patient_id:
             document.IssuerOfPatientID = evidence[0].issuer_of_patient_id
         _describe_completion(document, results)
+        if _is_ascii(document):  # the default repertoire, which every reader knows
+            del document.SpecificCharacterSet
         return document
     # Outside the handler: highdicom's messages quote the values that it was given.
     raise DicomInputError(
@@ -213,6 +215,11 @@ def _describe_completion(document: Any, results: Sequence[Reported]) -> None:
     states = list(dict.fromkeys(item.status for item in results if item.status != "ok"))
     if states:
         document.CompletionFlagDescription = f"No finding: {', '.join(states)}"[:64]
+
+
+def _is_ascii(document: Any) -> bool:
+    texts = ("LO", "LT", "PN", "SH", "ST", "UC", "UT")
+    return all(str(item.value).isascii() for item in document.iterall() if item.VR in texts)
 
 
 def _dataset(evidence: Evidence) -> Any:

@@ -66,6 +66,33 @@ def test_several_images_go_to_a_folder_that_is_made(tiny_bundle, tmp_path):
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["film-2.sr.dcm", "film.sr.dcm"]
 
 
+def test_an_archive_gets_its_reports_and_a_resumed_run_replaces_none(tiny_bundle, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        film(tmp_path / "in" / name / "film.dcm", SOPInstanceUID=f"1.2.3.{ord(name)}")
+    png(tmp_path / "in" / "picture.png")
+    command = (
+        *("classify", tmp_path / "in", "--task", "chest-xray", "--bundle", tiny_bundle),
+        *("--out", tmp_path / "rows.jsonl", "--out-sr", f"{tmp_path}/sr/"),
+    )
+    done = run(*command)
+    assert done.code == 4  # the picture can have no report; its row stands
+    assert "no DICOM file" in done.err
+    rows = (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+    assert sum('"findings"' in row or "chest-xray" in row for row in rows) >= 3
+    first = {p.name: p.read_bytes() for p in (tmp_path / "sr").iterdir()}
+    assert set(first) == {"film.sr.dcm", "film-2.sr.dcm"}
+    # What a resumed run does is named by all images, not by those that are left.
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(row + "\n" for row in rows if "/b/film" not in row), encoding="utf-8"
+    )
+    (tmp_path / "sr" / "film-2.sr.dcm").unlink()
+    run(*command)
+    again = {p.name: p.read_bytes() for p in (tmp_path / "sr").iterdir()}
+    assert set(again) == set(first)
+    assert again["film.sr.dcm"] == first["film.sr.dcm"]
+
+
 def test_an_image_outside_the_intended_use_gets_a_report_without_findings(tiny_bundle, tmp_path):
     film(tmp_path / "film.dcm", Modality="MR")
     (line,) = run_json(
@@ -87,6 +114,17 @@ def test_a_picture_can_have_no_structured_report_but_fhir(tiny_bundle, tmp_path)
     report = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
     assert report["entry"][0]["resource"]["subject"] == {"reference": "Patient/9"}
     assert line["reports"] == {"fhir": str(tmp_path / "r.json")}
+
+
+def test_people_are_told_where_the_reports_lie(tiny_bundle, tmp_path):
+    film(tmp_path / "film.dcm")
+    done = run(
+        *("ask", tmp_path / "film.dcm", "what plane ?", "--bundle", tiny_bundle),
+        *("--out-sr", tmp_path / "r.dcm", "--out-fhir", f"{tmp_path}/"),
+    )
+    assert done.code == 0
+    assert f"report in {tmp_path / 'r.dcm'}" in done.out
+    assert f"report in {tmp_path / 'film.fhir.json'}" in done.out
 
 
 def test_without_the_options_nothing_is_written_and_no_key_is_there(tiny_bundle, tmp_path):

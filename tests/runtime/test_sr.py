@@ -316,7 +316,9 @@ def test_names_in_other_scripts_keep_their_patient_id(tmp_path):
     source = film(SpecificCharacterSet="ISO_IR 100", PatientID="Größe-7")
     path = write_sr(classification(), source, tmp_path / "r.dcm")
     assert dciodvfy_errors(path) == []
-    assert pydicom.dcmread(path).PatientID == "Größe-7"
+    read = pydicom.dcmread(path)
+    assert (read.PatientID, read.SpecificCharacterSet) == ("Größe-7", "ISO_IR 192")
+    assert "SpecificCharacterSet" not in sr_report(classification(), film())
 
 
 def test_what_is_no_dicom_image_is_refused(tmp_path):

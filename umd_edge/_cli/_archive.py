@@ -14,7 +14,7 @@ from .._map import WORKERS, Outcome
 from .._predictor import Predictor
 from .._table import ResultTable, open_table
 from .._table_rows import run_of
-from ..errors import ImageInputError
+from ..errors import ImageInputError, InputError
 from ._output import emit, note, progress, report
 from ._reports import ReportFiles
 
@@ -80,7 +80,11 @@ class Archive:
                     codes.append(outcome.error.exit_code)
                     report(image, outcome.error)
                 elif outcome.classification is not None:
-                    line.update(reports.write(outcome.image, outcome.classification))
+                    try:
+                        line.update(reports.write(outcome.image, outcome.classification))
+                    except InputError as error:  # the row stands; there is no report of it
+                        codes.append(error.exit_code)
+                        report(image, error)
                 rows.add(line)
             rows.finish()
             summary = {

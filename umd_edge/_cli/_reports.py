@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from .._reported import Reported
 from .._sr import require_highdicom, write_sr
 from ..errors import UsageError
 
-__all__ = ["ReportFiles", "with_reports"]
+__all__ = ["ReportFiles", "show_reports", "with_reports"]
 
 
 @dataclass(slots=True)
@@ -26,7 +26,8 @@ class ReportFiles:
     sr: str | None
     fhir: str | None
     subject: str | None
-    _taken: set[Path] = field(default_factory=set)
+    _names: dict[str, str] = field(default_factory=dict)
+    """Image -> name of its files without the suffix; the same in every run over the same images."""
 
     def prepare(self, images: Sequence[str]) -> None:
         """Refuse before any work what cannot be written; make the folders.
@@ -43,6 +44,14 @@ class ReportFiles:
         for option, given in (("--out-sr", self.sr), ("--out-fhir", self.fhir)):
             if given is not None:
                 _prepare_place(option, given, len(images))
+        taken: set[str] = set()
+        for image in images:
+            stem = name = Path(image).stem or "image"
+            number = 2
+            while name in taken:  # images of the same name in different folders
+                name, number = f"{stem}-{number}", number + 1
+            taken.add(name)
+            self._names[image] = name
 
     def write(
         self,
@@ -78,12 +87,14 @@ class ReportFiles:
     def _path(self, given: str, image: str, suffix: str) -> Path:
         if not _is_folder(given):
             return Path(given)
-        stem = Path(image).stem or "image"
-        path, number = Path(given) / f"{stem}{suffix}", 2
-        while path in self._taken:  # two images of the same name in different folders
-            path, number = Path(given) / f"{stem}-{number}{suffix}", number + 1
-        self._taken.add(path)
-        return path
+        name = self._names.get(image) or Path(image).stem or "image"
+        return Path(given) / f"{name}{suffix}"
+
+
+def show_reports(result: Mapping[str, Any]) -> None:
+    """Say where the reports of a result lie."""
+    for path in result.get("reports", {}).values():
+        click.echo(f"  report in {path}")
 
 
 def _is_folder(given: str) -> bool:
