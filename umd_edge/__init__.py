@@ -50,6 +50,7 @@ from .errors import (
 if TYPE_CHECKING:
     from ._audit import AuditLog
     from ._bundle import Bundle
+    from ._combine import EncodedStudy
     from ._deadline import CancelToken, limited
     from ._encoded import EncodedImage
     from ._explanation import Explanation
@@ -68,6 +69,8 @@ if TYPE_CHECKING:
         Classification,
         Embeddings,
         Finding,
+        LeftOut,
+        StudyImages,
         Timing,
     )
     from ._sr import sr_report, write_sr
@@ -97,6 +100,7 @@ __all__ = [
     "DicomInputError",
     "Embeddings",
     "EncodedImage",
+    "EncodedStudy",
     "Explanation",
     "Finding",
     "Gallery",
@@ -104,6 +108,7 @@ __all__ = [
     "ImageInputError",
     "InferenceError",
     "InputError",
+    "LeftOut",
     "Manifest",
     "ManifestError",
     "Match",
@@ -118,6 +123,7 @@ __all__ = [
     "SessionOptions",
     "StoppedError",
     "StructuredInputError",
+    "StudyImages",
     "TextInputError",
     "Timing",
     "UmdEdgeError",
@@ -143,9 +149,11 @@ _HOMES = {
     "DicomFacts": "_image",
     "Embeddings": "_results",
     "EncodedImage": "_encoded",
+    "EncodedStudy": "_combine",
     "Explanation": "_explanation",
     "Finding": "_results",
     "Gallery": "_gallery",
+    "LeftOut": "_results",
     "Manifest": "_manifest",
     "Match": "_rank",
     "Outcome": "_map",
@@ -153,6 +161,7 @@ _HOMES = {
     "PredictorSlot": "_swap",
     "Ranking": "_rank",
     "SessionOptions": "_options",
+    "StudyImages": "_results",
     "Timing": "_results",
     "fhir_report": "_fhir",
     "limited": "_deadline",

@@ -111,13 +111,12 @@ class Engine:
             )
         encoded.features()
         start = perf_counter()
-        features = self._question(compose_text(spec.prompt, [question]))
+        features = self.question_features(compose_text(spec.prompt, [question]))
         ready = perf_counter()
-        logits = self._logits(encoded, spec, features, None)
+        logits, score = self.infer(encoded, spec, features, None)
         best = best_outputs(logits, spec, _ALTERNATIVES + 1)
         chosen = None if coverage is None else prediction_set(logits, spec, coverage)
         ranked = [Alternative(spec.outputs[row], value) for row, value in best]
-        score = self._ood_score(encoded, spec, logits)
         status, reason = judge(spec, score, ranked[0].probability)
         timing = _timing(start, ready, perf_counter())
         return self._answer(
@@ -154,15 +153,14 @@ class Engine:
             )
         encoded.features()
         start = perf_counter()
-        features = self._prompt(full_text) if text is None else self._encode_text(full_text)
+        features = self.prompt_features(full_text, keep=text is None)
         ready = perf_counter()
-        logits = self._logits(encoded, spec, features, values)
+        logits, score = self.infer(encoded, spec, features, values)
         probability = probabilities(logits, spec)
         decided, points = decide(probability, spec, sensitivity, specificity)
         columns = (spec.outputs, probability.tolist(), decided, points)
         findings = tuple(Finding(*item) for item in zip(*columns, strict=True))
         chosen = None if coverage is None else prediction_set(logits, spec, coverage)
-        score = self._ood_score(encoded, spec, logits)
         status, reason = judge(spec, score, float(confidence(probability, spec)))
         timing = _timing(start, ready, perf_counter())
         return self._classification(
@@ -198,7 +196,7 @@ class Engine:
         pair = None if structured is None else (structured[0][None], structured[1][None])
         return self._logits(encoded, task, features, pair)
 
-    def _question(self, text: str) -> TextFeatures:
+    def question_features(self, text: str) -> TextFeatures:
         """Features of a question; those of the last ones are kept, as devices ask the same few."""
         with self._lock:
             features = self._questions.pop(text, None)
@@ -209,6 +207,10 @@ class Engine:
             while len(self._questions) > _QUESTIONS_KEPT:
                 del self._questions[next(iter(self._questions))]
         return features
+
+    def prompt_features(self, text: str, *, keep: bool) -> TextFeatures:
+        """Features of what a classification reads; kept where it is the task's own prompt."""
+        return self._prompt(text) if keep else self._encode_text(text)
 
     def _encode_text(self, text: str) -> TextFeatures:
         input_ids = self.tokenizer.encode_one(text)
@@ -249,6 +251,17 @@ class Engine:
                 "`umd-edge verify` on this machine"
             )
         return logits
+
+    def infer(
+        self,
+        encoded: EncodedImage,
+        task: TaskSpec,
+        text: TextFeatures,
+        structured: tuple[Float32Array, Float32Array] | None,
+    ) -> tuple[Float32Array, OodScore | None]:
+        """Logits (K,) float32 of a task for one image, and how far the image is from it."""
+        logits = self._logits(encoded, task, text, structured)
+        return logits, self._ood_score(encoded, task, logits)
 
     def _ood_score(
         self, encoded: EncodedImage, task: TaskSpec, logits: Float32Array

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from ._audit_trail import check_audit, load_recorded
 from ._bundle import Bundle
+from ._combine import EncodedStudy
 from ._deadline import CancelToken, check_limits
 from ._encoded import EncodedImage
 from ._engine import Engine, check_question, task_text
@@ -28,11 +29,17 @@ from ._map import WORKERS, Outcome, make_job, map_images
 from ._options import SessionOptions
 from ._postprocess import check_coverage, check_operating_request
 from ._rank import CANDIDATES, Direction, Method, Ranking, check_method
-from ._results import Answer, BundleInfo, Classification, Timing
+from ._results import Answer, BundleInfo, Classification, LeftOut, Timing
 from ._retrieval import OnStale, build_gallery, cached_gallery, rank_galleries
 from ._task import TaskSpec
 from ._warm_up import warm_up
-from .errors import BundleNotFoundError, UmdEdgeError, UsageError
+from .errors import (
+    BundleNotFoundError,
+    InputError,
+    MissingDependencyError,
+    UmdEdgeError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from ._audit import AuditLog
@@ -172,6 +179,38 @@ class Predictor:
         encoded = self._decode(image, frame)
         encoded.features()
         return encoded
+
+    def encode_study(
+        self,
+        images: Iterable[ImageInput],
+        *,
+        frame: int | None = None,
+        on_error: Callable[[int, UmdEdgeError], None] | None = None,
+    ) -> EncodedStudy:
+        """Encode several images, frames or views of one study, to be answered together.
+
+        Args:
+            images: Each as in `encode`.
+            frame: As in `encode`, for all of them.
+            on_error: Called with the place and the error of an image that cannot be used, which is
+                then left out and counted; None raises the error.
+
+        Raises:
+            ImageInputError: As in `encode`; there is no image, or none that can be used.
+        """
+        encoded: list[EncodedImage] = []
+        positions: list[int] = []
+        unusable: list[LeftOut] = []
+        for position, image in enumerate(images):
+            try:
+                encoded.append(self.encode(image, frame=frame))
+                positions.append(position)
+            except (InputError, MissingDependencyError) as error:
+                if on_error is None:
+                    raise
+                on_error(position, error)
+                unusable.append(LeftOut(position, "error", type(error).__name__))
+        return EncodedStudy(self._engine, encoded, positions=positions, unusable=unusable)
 
     def ask(
         self,

@@ -25,7 +25,9 @@ __all__ = [
     "Classification",
     "Embeddings",
     "Finding",
+    "LeftOut",
     "Status",
+    "StudyImages",
     "Timing",
     "answers_to_dict",
 ]
@@ -81,6 +83,35 @@ class Timing:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """An image of a study that has no part in the result."""
+
+    index: int
+    """Its place among what was given, from 0."""
+    status: str
+    """As of a result; `error` where the image could not be read."""
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object."""
+        return {"index": self.index, "status": self.status, "reason": self.reason}
+
+
+@dataclass(frozen=True, slots=True)
+class StudyImages:
+    """How many images of a study a combined result comes from."""
+
+    given: int
+    used: int
+    left_out: tuple[LeftOut, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object."""
+        left_out = [item.to_dict() for item in self.left_out]
+        return {"given": self.given, "used": self.used, "left_out": left_out}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
     """What every result carries."""
@@ -99,6 +130,8 @@ class Result:
     ood_score: float | None = None
     """How far the image is from those that the task was fitted on; 1.0 is the threshold. None
     where the bundle has no such score, or nothing was inferred."""
+    images: StudyImages | None = field(default=None, repr=False)
+    """Of a combined result: what it comes from; None for a single image."""
     dicom: DicomFacts | None = field(default=None, repr=False)
     """Which DICOM instance and frame the image was, and its spacing; None for other images."""
 
@@ -162,6 +195,7 @@ class Classification(Result):
             "status": self.status,
             "reason": self.reason,
             **_score_dict(self.ood_score),
+            **_images_dict(self.images),
             "findings": [finding.to_dict() for finding in self.findings],
             **_set_dict(self.prediction_set),
         }
@@ -207,12 +241,17 @@ class Answer(Result):
             "status": self.status,
             "reason": self.reason,
             **_score_dict(self.ood_score),
+            **_images_dict(self.images),
             **_set_dict(self.prediction_set),
         }
 
 
 def _score_dict(score: float | None) -> dict[str, float]:
     return {} if score is None else {"ood_score": score}
+
+
+def _images_dict(images: StudyImages | None) -> dict[str, Any]:
+    return {} if images is None else {"images": images.to_dict()}
 
 
 def _set_dict(given: PredictionSet | None) -> dict[str, Any]:

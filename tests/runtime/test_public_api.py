@@ -13,6 +13,7 @@ SIGNATURES = {
     "require_signature=False, self_test=False, audit=None)",
     "default": "(options=None, **checks)",
     "encode": "(self, image, *, frame=None)",
+    "encode_study": "(self, images, *, frame=None, on_error=None)",
     "ask": "(self, image, question, *, task=None, frame=None, coverage=None)",
     "classify": "(self, image, task, *, text=None, structured=None, frame=None, "
     "sensitivity=None, specificity=None, coverage=None)",

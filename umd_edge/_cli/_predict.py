@@ -10,7 +10,15 @@ import click
 from .._deadline import limited
 from .._predictor import Predictor
 from .._results import answers_to_dict
+from ..errors import UsageError
 from ._archive import Archive, archive_options
+from ._combined import (
+    ask_study,
+    classify_study,
+    combine_option,
+    show_left_out,
+    with_option,
+)
 from ._listing import instance_line, listed
 from ._options import (
     as_json,
@@ -20,7 +28,7 @@ from ._options import (
     with_audited_predictor,
 )
 from ._output import each_image, percent, table
-from ._reports import ReportFiles, with_reports
+from ._reports import ReportFiles, show_reports, with_reports
 
 __all__ = ["ask", "classify"]
 
@@ -56,6 +64,7 @@ timeout_option = click.option(
 )
 @coverage_option
 @frame_option
+@combine_option
 @archive_options
 @timeout_option
 @with_reports
@@ -71,6 +80,7 @@ def classify(
     specificity: float | None,
     coverage: float | None,
     frame: int | None,
+    combine: bool,
     out: str | None,
     workers: int,
     timeout_s: float | None,
@@ -85,6 +95,7 @@ def classify(
     umd-edge classify chest.dcm --task chest-xray --json
     umd-edge classify lesion.jpg --task skin-lesion --structured '{"itch": true, "age": 61}'
     umd-edge classify archive/ --task chest-xray --out results.csv
+    umd-edge classify frontal.dcm lateral.dcm --task chest-xray --combine
 
     An image that cannot be used is reported and the others go on; the exit code is then 4.
     """
@@ -97,6 +108,13 @@ def classify(
         "coverage": coverage,
     }
     images = tuple(listed(images))
+    if combine and out is not None:
+        raise UsageError("--combine gives one result, --out a file of many; give one of the two")
+    if combine:
+        show = _show_classification
+        return classify_study(
+            predictor, images, task, options, reports, show, timeout_s=timeout_s, as_json=as_json
+        )
     if out is not None:
         archive = Archive(predictor, task, out, workers, timeout_s, options)
         return archive.write(images, reports, as_json=as_json)
@@ -118,6 +136,7 @@ def classify(
 )
 @coverage_option
 @frame_option
+@with_option
 @timeout_option
 @with_reports
 @with_audited_predictor
@@ -129,6 +148,7 @@ def ask(
     task: str | None,
     coverage: float | None,
     frame: int | None,
+    further: tuple[str, ...],
     timeout_s: float | None,
     reports: ReportFiles,
     as_json: bool,
@@ -139,7 +159,20 @@ def ask(
 
     \b
     umd-edge ask scan.png "Is this a CT?" "What plane is shown?"
+    umd-edge ask frontal.dcm --with lateral.dcm "Is there a pleural effusion?"
     """
+    if further:
+        options = {"task": task, "coverage": coverage, "frame": frame}
+        return ask_study(
+            predictor,
+            (image, *further),
+            questions,
+            options,
+            reports,
+            _show_answers,
+            timeout_s=timeout_s,
+            as_json=as_json,
+        )
     reports.prepare([image])
 
     def predict(path: str) -> Mapping[str, Any]:
@@ -157,6 +190,7 @@ def _show_classification(image: str, result: Mapping[str, Any]) -> None:
         click.echo(f"  {instance_line(result['dicom'])}")
     if result["reason"]:
         click.echo(f"  {result['reason']}")
+    show_left_out(result, result.get("study", ()), indent=2)
     rows = [
         (
             item["label"],
@@ -169,6 +203,7 @@ def _show_classification(image: str, result: Mapping[str, Any]) -> None:
     if rows:
         click.echo(table(rows, indent=2, right=[1]))
     _show_set(result, indent=2)
+    show_reports(result)
 
 
 def _point(picked: Mapping[str, Any] | None) -> str:
@@ -201,4 +236,6 @@ def _show_answers(image: str, result: Mapping[str, Any]) -> None:
             click.echo(f"    {item['answer']}  ({percent(item['probability'])})")
         else:
             click.echo(f"    {item['answer'] or '-'}  [{item['status']}] {item['reason']}")
+        show_left_out(item, result.get("study", ()), indent=4)
         _show_set(item, indent=4)
+    show_reports(result)
