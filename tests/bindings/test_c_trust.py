@@ -55,6 +55,10 @@ def _fitted(manifest: dict[str, Any]) -> None:
                 "thresholds": thresholds,
             }
         task["conformal"] = conformal
+        task["probability"]["platt"] = {"a": 0.8, "b": -0.3}
+        if task["kind"] == "vqa":
+            task["probability"]["other"] = 0.4
+            conformal["other"] = {"n": 9, "thresholds": [0.4, 0.1, 0.05, None]}
     _task(manifest, "chest-xray")["thresholds"] = {"abstain": 0.99}
 
 
@@ -80,12 +84,21 @@ TASKS = ["chest-xray", "breast-ultrasound", "skin-lesion"]
 def test_scaled_probabilities_are_those_of_python(
     task: str, image: CImage, encoded: umd_edge.EncodedImage
 ) -> None:
-    wanted, given = encoded.classify(task), image.classify(task)
+    wanted: Any = encoded.classify(task)
+    given = image.classify(task)
     probabilities = [finding.probability for finding in wanted.findings]
     assert np.allclose([item[1] for item in given.items], probabilities, rtol=1e-14, atol=0)
     assert [item[2] for item in given.items] == [f.positive for f in wanted.findings]
     assert (["ok", "abstain"][given.status], given.reason) == (wanted.status, wanted.reason)
     assert {point[0] for point in given.points} == {0}
+
+
+def test_answers_that_are_not_listed_take_their_share(
+    image: CImage, encoded: umd_edge.EncodedImage
+) -> None:
+    wanted, given = encoded.ask("chest ?"), image.ask("chest ?")
+    ranked = [wanted.probability, *(item.probability for item in wanted.alternatives)]
+    assert np.allclose([item[1] for item in given.items], ranked, rtol=1e-14, atol=0)
 
 
 def test_a_multi_label_task_abstains_by_its_mean_certainty(image: CImage) -> None:
@@ -122,8 +135,9 @@ def test_prediction_sets_are_those_of_python(
         result = image.classify(task, coverage=coverage)
         names = [item[0] for item in result.items]
         assert result.set is not None
-        members, n, complete = result.set
+        members, n, complete, other = result.set
         assert (n, complete) == (wanted.n, wanted.complete)
+        assert {-1: None, 0: False, 1: True}[other] is wanted.other
         if wanted.states is None:
             assert tuple(names[output] for output, _ in members) == wanted.outputs
         else:
@@ -136,6 +150,7 @@ def test_prediction_sets_are_those_of_python(
     assert given is not None
     assert len(given[0]) == len(answer.outputs)
     assert (given[1], given[2]) == (answer.n, answer.complete)
+    assert answer.other is bool(given[3])
 
 
 @pytest.mark.parametrize(
@@ -214,6 +229,9 @@ SKIN, CHEST = "skin-lesion", "chest-xray"
         ((SKIN, "probability", "scale"), [1.0]),
         ((SKIN, "probability", "scale"), [0.0] * 6),
         ((SKIN, "probability", "bias"), "none"),
+        ((SKIN, "probability", "platt"), {"a": 1.0}),
+        ((SKIN, "probability", "platt"), {"a": 0.0, "b": 0.0}),
+        ((CHEST, "probability", "other"), 1.0),
         ((SKIN, "operating_curves"), {"unheard of": CURVE}),
         ((SKIN, "operating_curves"), []),
         ((SKIN, "conformal", "method"), "guess"),

@@ -178,6 +178,7 @@ class ResultInfo(_Struct):
         ("text_ms", c.c_double),
         ("fusion_ms", c.c_double),
         ("total_ms", c.c_double),
+        ("ood_score", c.c_double),
     ]
 
 
@@ -221,7 +222,7 @@ class Set(_Struct):
         ("struct_size", c.c_uint32),
         ("n", c.c_uint32),
         ("complete", c.c_int32),
-        ("reserved", c.c_uint32),
+        ("other", c.c_int32),
     ]
 
 
@@ -367,6 +368,7 @@ class CResult:
         self.status, self.reason = info.status, info.reason.decode()
         self.task = info.task.decode()
         self.total_ms = info.total_ms
+        self.ood_score = info.ood_score
         self.items = []
         self.points = []
         for index in range(info.count):
@@ -379,15 +381,17 @@ class CResult:
             self.points.append(point)
 
 
-def _read_set(handle: c.c_void_p, coverage: float) -> tuple[list[tuple[int, int]], int, bool]:
-    """Members (output, states), records behind the set, and whether it is complete."""
+def _read_set(
+    handle: c.c_void_p, coverage: float
+) -> tuple[list[tuple[int, int]], int, bool, int]:
+    """Members (output, states), records behind the set, whether it is complete, and `other`."""
     found, count = Set(), c.c_size_t()
     function = functools.partial(library().umd_get_set, handle, c.c_double(coverage))
     check(function(c.byref(found), None, c.byref(count)))
     members = (Member * max(1, count.value))()
     check(function(c.byref(found), members, c.byref(count)))
     read = [(item.output, item.states) for item in members[: count.value]]
-    return read, found.n, bool(found.complete)
+    return read, found.n, bool(found.complete), found.other
 
 
 class CPredictor:

@@ -304,7 +304,7 @@ UMD_API umd_status umd_tokenize(umd_predictor *predictor, const char *text, int6
 enum {
     UMD_RESULT_OK = 0,
     UMD_RESULT_ABSTAIN = 1,             /* the confidence is below the task's threshold */
-    UMD_RESULT_OUT_OF_DISTRIBUTION = 2, /* not given by format version 1 */
+    UMD_RESULT_OUT_OF_DISTRIBUTION = 2, /* unlike the images that the task was fitted on */
     UMD_RESULT_OUTSIDE_INTENDED_USE = 3 /* the DICOM facts contradict the task; no items */
 };
 
@@ -318,6 +318,8 @@ typedef struct umd_result_info {
     double text_ms;   /* tokenizer and text graph; close to 0 for a text that is known */
     double fusion_ms; /* fusion graph */
     double total_ms;
+    double ood_score; /* above 1.0 the status is UMD_RESULT_OUT_OF_DISTRIBUTION; NaN: the bundle
+                         does not say how far an image may be */
 } umd_result_info;
 
 UMD_API void umd_result_info_init(umd_result_info *info, size_t size);
@@ -362,7 +364,8 @@ typedef struct umd_set {
     uint32_t struct_size;
     uint32_t n;       /* validation records behind it; of a multi-label task the fewest */
     int32_t complete; /* 1: so few records exclude nothing, of a multi-label task for some label */
-    uint32_t reserved;
+    int32_t other;    /* 1: an answer that the task does not list cannot be excluded; 0: it can;
+                         -1: the bundle says nothing about such answers */
 } umd_set;
 
 UMD_API void umd_set_init(umd_set *set, size_t size);

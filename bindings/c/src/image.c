@@ -42,7 +42,7 @@ umd_status umd_preprocess(umd_predictor *predictor, const umd_pixels *pixels, fl
     if (is_query)
         return UMD_OK;
     return umdi_preprocess(&predictor->manifest.preprocessing, &predictor->allocator, pixels, go_on,
-                           NULL, values);
+                           NULL, NULL, values);
 }
 
 umd_status umd_tokenize(umd_predictor *predictor, const char *text, int64_t *ids, size_t *count)
@@ -80,8 +80,41 @@ static umd_status copy_text(const umd_predictor *predictor, const char *text, ch
     return UMD_OK;
 }
 
+/* How far the image is from those of each task, by what it looks like and what the graph sees. */
+static umd_status score_image(umd_image *image, const umdi_picture *picture)
+{
+    umd_predictor *predictor = image->predictor;
+    const umdi_preprocessing *spec = &predictor->manifest.preprocessing;
+    const umdi_manifest *manifest = &predictor->manifest;
+    size_t width = image->tokens.rank == 3 ? (size_t)image->tokens.shape[2] : 0;
+    double appearance[UMDI_APPEARANCE];
+    double *statistics = umdi_new(&predictor->allocator, width, 4 * sizeof *statistics);
+    umd_status status = UMD_OK;
+    image->ood_scores = umdi_new(&predictor->allocator, manifest->task_count,
+                                 sizeof *image->ood_scores);
+    if (statistics == NULL || image->ood_scores == NULL) {
+        umdi_delete(&predictor->allocator, statistics);
+        return UMD_ERROR_OUT_OF_MEMORY;
+    }
+    umdi_token_statistics(image->tokens.data, (size_t)image->tokens.shape[1], width, statistics);
+    umdi_appearance(picture->levels, picture->channels, (size_t)spec->height, (size_t)spec->width,
+                    appearance);
+    for (size_t i = 0; i < manifest->task_count && status == UMD_OK; i++) {
+        const umdi_ood_model *model = &predictor->ood[i];
+        if (model->centre != NULL && model->width != 2 * width)
+            status = umdi_fail(UMD_ERROR_BUNDLE_INTEGRITY,
+                               "the out-of-distribution arrays of the bundle were fitted on tokens "
+                               "of another width than its vision graph gives; fit them again");
+        else if (model->centre != NULL)
+            image->ood_scores[i] = umdi_ood_image(model, &manifest->tasks[i].ood, statistics,
+                                                  appearance, statistics + 2 * width);
+    }
+    umdi_delete(&predictor->allocator, statistics);
+    return status;
+}
+
 static umd_status run_vision(umd_image *image, const umd_pixels *pixels, umdi_control *control,
-                             float *values)
+                             umdi_picture *picture, float *values)
 {
     static const char *const names[] = {"image_tokens", "image_embedding"};
     umd_predictor *predictor = image->predictor;
@@ -91,7 +124,7 @@ static umd_status run_vision(umd_image *image, const umd_pixels *pixels, umdi_co
     umdi_tensor outputs[2];
     umd_status status;
     UMDI_TRY(umdi_preprocess(spec, &predictor->allocator, pixels, umdi_control_check, control,
-                             values));
+                             picture, values));
     UMDI_TRY(umdi_tensor_wrap(&predictor->runtime, values, pixel_values(predictor) * sizeof(float),
                               shape, 4, UMDI_ORT_FLOAT, &input));
     status = umdi_graph_run(&predictor->graphs[UMDI_VISION], control,
@@ -102,7 +135,7 @@ static umd_status run_vision(umd_image *image, const umd_pixels *pixels, umdi_co
     image->tokens = outputs[0];
     image->embedding = outputs[1];
     atomic_store(&predictor->embedding_size, umdi_tensor_size(&image->embedding));
-    return UMD_OK;
+    return picture != NULL ? score_image(image, picture) : UMD_OK;
 }
 
 static umd_status encode(umd_image *image, const umd_pixels *given, const umd_call *call)
@@ -110,6 +143,7 @@ static umd_status encode(umd_image *image, const umd_pixels *given, const umd_ca
     umd_predictor *predictor = image->predictor;
     umd_pixels pixels;
     umdi_control control;
+    umdi_picture picture = {NULL, 0};
     float *values;
     umd_status status;
     UMDI_TRY(umdi_take(&pixels, sizeof pixels, given, "umd_pixels"));
@@ -118,12 +152,18 @@ static umd_status encode(umd_image *image, const umd_pixels *given, const umd_ca
     UMDI_TRY(copy_text(predictor, pixels.view, &image->facts[UMDI_VIEW]));
     UMDI_TRY(copy_text(predictor, pixels.burned_in_annotation, &image->facts[UMDI_BURNED_IN]));
     values = umdi_new(&predictor->allocator, pixel_values(predictor), sizeof *values);
-    if (values == NULL)
+    if (values != NULL && predictor->ood != NULL)
+        picture.levels = umdi_new(&predictor->allocator, pixel_values(predictor), 3);
+    if (values == NULL || (predictor->ood != NULL && picture.levels == NULL)) {
+        umdi_delete(&predictor->allocator, values);
         return UMD_ERROR_OUT_OF_MEMORY;
+    }
     status = umdi_control_begin(&control, &predictor->runtime.ort, call);
     if (status == UMD_OK)
-        status = run_vision(image, given, &control, values);
+        status = run_vision(image, given, &control, picture.levels != NULL ? &picture : NULL,
+                            values);
     umdi_control_end(&control);
+    umdi_delete(&predictor->allocator, picture.levels);
     umdi_delete(&predictor->allocator, values);
     return status;
 }
@@ -158,6 +198,7 @@ void umd_image_free(umd_image *image)
     predictor = image->predictor;
     umdi_value_free(&predictor->runtime, &image->tokens.value);
     umdi_value_free(&predictor->runtime, &image->embedding.value);
+    umdi_delete(&predictor->allocator, image->ood_scores);
     for (size_t i = 0; i < UMDI_FACTS; i++)
         umdi_delete(&predictor->allocator, image->facts[i]);
     umdi_delete(&predictor->allocator, image);

@@ -3,6 +3,7 @@
 #define UMDI_MANIFEST_H
 
 #include "json.h"
+#include "ood.h"
 #include "trust.h"
 
 enum umdi_part { UMDI_VISION, UMDI_TEXT, UMDI_FUSION, UMDI_PARTS };
@@ -58,9 +59,14 @@ typedef struct umdi_task {
     double temperature;
     double *scale; /* one for each output, applied after the temperature; NULL: none */
     double *bias;
+    bool has_other; /* scaled logit of all answers that are not listed */
+    double other;
+    bool has_platt; /* the last step of the scaling */
+    double platt[2];
     double *operating_points; /* one for each output */
     umdi_curve *curves;       /* one for each output; NULL: none */
     umdi_conformal conformal;
+    umdi_ood_spec ood;
     bool has_abstain;
     double abstain;
     umdi_texts applies_to[UMDI_FACTS];

@@ -5,8 +5,8 @@
 #define SUM_LANES 8
 #define SUM_BLOCK 128
 
-/* Summed in the order of numpy, so that the last bit agrees: 8 lanes in blocks of at most 128. */
-static double sum(const double *values, size_t count)
+/* 8 lanes in blocks of at most 128. */
+double umdi_sum(const double *values, size_t count)
 {
     double lanes[SUM_LANES], total = 0;
     size_t i = 0, half;
@@ -18,7 +18,7 @@ static double sum(const double *values, size_t count)
     if (count > SUM_BLOCK) {
         half = count / 2;
         half -= half % SUM_LANES;
-        return sum(values, half) + sum(values + half, count - half);
+        return umdi_sum(values, half) + umdi_sum(values + half, count - half);
     }
     for (; i < SUM_LANES; i++)
         lanes[i] = values[i];
@@ -38,28 +38,50 @@ static double sigmoid(double x)
     return (x >= 0 ? 1.0 : decay) / (1.0 + decay);
 }
 
-void umdi_probabilities(const umdi_task *task, const float *logits, size_t count,
-                        double *probabilities)
+/* Softmax, with the answers that the task does not list in the sum, or a sigmoid of each. */
+static void shares(const umdi_task *task, const float *logits, size_t count, double *values)
 {
     double largest = -HUGE_VAL, total;
     for (size_t i = 0; i < count; i++) {
-        probabilities[i] = logits[i];
+        values[i] = logits[i];
         if (task->temperature != 1.0)
-            probabilities[i] /= task->temperature;
+            values[i] /= task->temperature;
         if (task->scale != NULL) {
-            probabilities[i] *= task->scale[i];
-            probabilities[i] += task->bias[i];
+            values[i] *= task->scale[i];
+            values[i] += task->bias[i];
         }
-        largest = probabilities[i] > largest ? probabilities[i] : largest;
+        largest = values[i] > largest ? values[i] : largest;
     }
+    if (task->has_other && task->other > largest)
+        largest = task->other;
     for (size_t i = 0; i < count; i++)
-        probabilities[i] =
-            task->is_sigmoid ? sigmoid(probabilities[i]) : exp(probabilities[i] - largest);
+        values[i] = task->is_sigmoid ? sigmoid(values[i]) : exp(values[i] - largest);
     if (task->is_sigmoid)
         return;
-    total = sum(probabilities, count);
+    total = umdi_sum(values, count);
+    if (task->has_other)
+        total += exp(task->other - largest);
     for (size_t i = 0; i < count; i++)
-        probabilities[i] /= total;
+        values[i] /= total;
+}
+
+void umdi_probabilities(const umdi_task *task, const float *logits, size_t count,
+                        double *probabilities)
+{
+    shares(task, logits, count, probabilities);
+    for (size_t i = 0; i < count && task->has_platt; i++) {
+        double right = pow(probabilities[i], task->platt[0]);
+        double wrong = pow(1.0 - probabilities[i], task->platt[0]) * exp(-task->platt[1]);
+        probabilities[i] = right / (right + wrong);
+    }
+}
+
+double umdi_other_share(const umdi_task *task, const float *logits, size_t count, double *scratch)
+{
+    double left;
+    shares(task, logits, count, scratch);
+    left = 1.0 - umdi_sum(scratch, count);
+    return left > 0 ? left : 0;
 }
 
 double umdi_confidence(const umdi_task *task, const double *probabilities, size_t count)

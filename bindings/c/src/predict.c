@@ -12,10 +12,14 @@ struct umd_result {
     umd_predictor *predictor;
     const umdi_task *task;
     int32_t status;
+    bool has_image_score;
+    umdi_ood_score image_score;
     char reason[UMDI_REASON_BYTES];
     uint32_t count;
     umd_item *items;
     double *probabilities; /* of all outputs; NULL where nothing was computed */
+    double other_share;    /* of the answers that the task does not list */
+    double ood_score;      /* NAN: not known */
     double text_ms;
     double fusion_ms;
     double total_ms;
@@ -29,7 +33,11 @@ static umd_status new_result(umd_image *image, const umdi_task *task, umd_result
         return UMD_ERROR_OUT_OF_MEMORY;
     result->predictor = predictor;
     result->task = task;
+    result->ood_score = NAN;
     atomic_fetch_add(&predictor->users, 1);
+    result->has_image_score = image->ood_scores != NULL && task->ood.file.text != NULL;
+    if (result->has_image_score)
+        result->image_score = image->ood_scores[task - predictor->manifest.tasks];
     umdi_outside(image, task, result->reason);
     if (result->reason[0] != '\0')
         result->status = UMD_RESULT_OUTSIDE_INTENDED_USE;
@@ -60,6 +68,18 @@ static void abstain(umd_result *result, double confidence)
              task->abstain);
 }
 
+static void far_off(umd_result *result, umdi_ood_score score)
+{
+    static const char *const reasons[UMDI_OOD_PARTS] = {
+        "what the vision encoder sees in it is", "its grey levels, edges and colours are",
+        "the energy of the task's outputs is"};
+    result->status = UMD_RESULT_OUT_OF_DISTRIBUTION;
+    snprintf(result->reason, sizeof result->reason,
+             "the image is unlike those that the task was fitted on: %s %.2f times as far from them "
+             "as the threshold allows",
+             reasons[score.part], score.value);
+}
+
 /* All labels in their order, or the answer and its alternatives. */
 static umd_status set_items(umd_result *result, const float *logits)
 {
@@ -68,12 +88,20 @@ static umd_status set_items(umd_result *result, const float *logits)
     size_t outputs = task->outputs.count, order[ALTERNATIVES + 1] = {0};
     size_t ranked = outputs < ALTERNATIVES + 1 ? outputs : ALTERNATIVES + 1;
     bool is_vqa = task->kind == UMD_VQA;
+    umdi_ood_score score = result->image_score;
     double *probabilities = umdi_new(allocator, outputs, sizeof *probabilities);
     result->probabilities = probabilities;
     result->count = (uint32_t)(is_vqa ? ranked : outputs);
     result->items = umdi_new(allocator, result->count, sizeof *result->items);
     if (probabilities == NULL || result->items == NULL)
         return UMD_ERROR_OUT_OF_MEMORY;
+    if (task->has_other)
+        result->other_share = umdi_other_share(task, logits, outputs, probabilities);
+    if (result->has_image_score) {
+        score = umdi_ood_whole(&task->ood, result->image_score, logits, outputs, task->multi_label,
+                               probabilities);
+        result->ood_score = score.value;
+    }
     umdi_probabilities(task, logits, outputs, probabilities);
     umdi_most_probable(probabilities, outputs, ranked, order);
     for (uint32_t i = 0; i < result->count; i++) {
@@ -87,7 +115,10 @@ static umd_status set_items(umd_result *result, const float *logits)
         if (task->multi_label && !is_vqa)
             item->positive = probabilities[i] >= task->operating_points[i];
     }
-    abstain(result, umdi_confidence(task, probabilities, outputs));
+    if (result->ood_score > 1.0)
+        far_off(result, score);
+    else
+        abstain(result, umdi_confidence(task, probabilities, outputs));
     return UMD_OK;
 }
 
@@ -322,6 +353,7 @@ umd_status umd_get_result(const umd_result *result, umd_result_info *info)
     facts.text_ms = result->text_ms;
     facts.fusion_ms = result->fusion_ms;
     facts.total_ms = result->total_ms;
+    facts.ood_score = result->ood_score;
     return umdi_give(info, &facts, sizeof facts, "umd_result_info");
 }
 
@@ -387,6 +419,10 @@ static umd_status right_outputs(const umd_result *result, size_t row, umd_member
         members[(*used)++] = (umd_member){(uint32_t)order[i], UMD_PRESENT};
     }
     umdi_delete(allocator, order);
+    if (conformal->has_other && result->task->has_other) {
+        bool unknown = false;
+        facts->other = is_in(conformal, &conformal->other, row, result->other_share, &unknown);
+    }
     facts->n = conformal->any_output.n;
     facts->complete = complete;
     return UMD_OK;
@@ -414,6 +450,7 @@ umd_status umd_get_set(const umd_result *result, double coverage, umd_set *set,
         return umdi_fail(UMD_ERROR_USAGE, "the result has no items, so nothing to choose from; look "
                          "at its status");
     memset(&facts, 0, sizeof facts);
+    facts.other = -1;
     own = umdi_new(&result->predictor->allocator, result->task->outputs.count, sizeof *own);
     if (own == NULL)
         return UMD_ERROR_OUT_OF_MEMORY;

@@ -7,6 +7,7 @@
 #include "signature.h"
 
 #define MAX_THREADS 256
+#define MIN_SIDE 16 /* of images that are looked at for what they are like */
 #define VERSION "0.1.0"
 
 uint32_t umd_abi_version(void)
@@ -197,6 +198,33 @@ static umd_status read_tokenizer(umd_predictor *predictor)
     return status;
 }
 
+static umd_status read_ood(umd_predictor *predictor)
+{
+    const umdi_manifest *manifest = &predictor->manifest;
+    for (size_t i = 0; i < manifest->task_count; i++) {
+        const umdi_task *task = &manifest->tasks[i];
+        uint8_t *bytes;
+        size_t size;
+        umd_status status;
+        if (task->ood.file.text == NULL)
+            continue;
+        if (manifest->preprocessing.height < MIN_SIDE || manifest->preprocessing.width < MIN_SIDE)
+            return umdi_fail(UMD_ERROR_MANIFEST, "manifest.json: out_of_distribution needs images "
+                             "of at least %d x %d pixels", MIN_SIDE, MIN_SIDE);
+        if (predictor->ood == NULL)
+            predictor->ood = umdi_arena_new(&predictor->arena, manifest->task_count,
+                                            sizeof *predictor->ood);
+        if (predictor->ood == NULL)
+            return UMD_ERROR_OUT_OF_MEMORY;
+        UMDI_TRY(umdi_read_file(predictor, task->ood.file, &bytes, &size));
+        status = umdi_ood_load(&predictor->arena, bytes, size, task->name, &predictor->ood[i]);
+        umdi_delete(&predictor->allocator, bytes);
+        if (status != UMD_OK)
+            return status;
+    }
+    return UMD_OK;
+}
+
 static umd_status load(umd_predictor *predictor, const umd_open_options *options)
 {
     const char *const paths[] = {"", "native", "u8u8"};
@@ -212,6 +240,7 @@ static umd_status load(umd_predictor *predictor, const umd_open_options *options
     UMDI_TRY(umdi_runtime_open(&predictor->runtime, options->onnxruntime,
                                options->threads != 0 ? options->threads : 1, u8u8));
     UMDI_TRY(open_graphs(predictor));
+    UMDI_TRY(read_ood(predictor));
     return umdi_values_init(predictor, &predictor->no_values);
 }
 

@@ -52,6 +52,7 @@ struct umd_predictor {
     umdi_tokenizer tokenizer;
     umdi_runtime runtime;
     umdi_graph graphs[UMDI_PARTS];
+    umdi_ood_model *ood; /* one for each task; NULL: no task has any */
     umdi_values no_values; /* nothing is known */
     atomic_size_t embedding_size;
     pthread_mutex_t lock; /* of the cache */
@@ -66,6 +67,7 @@ struct umd_image {
     umd_predictor *predictor;
     umdi_tensor tokens;
     umdi_tensor embedding;
+    umdi_ood_score *ood_scores; /* one for each task; NULL: no task has any */
     char *facts[UMDI_FACTS]; /* NULL: not given */
 };
 

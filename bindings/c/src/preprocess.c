@@ -157,12 +157,14 @@ static umd_status prepare(work *w, const umdi_preprocessing *spec, const umd_all
 }
 
 static umd_status run(work *w, const umdi_preprocessing *spec, umdi_check_function check,
-                      void *context, float *values)
+                      void *context, umdi_picture *picture, float *values)
 {
     float tables[3][256];
     uint32_t channels = w->window.channels;
     size_t width = (size_t)spec->width * channels;
     make_tables(spec, tables);
+    if (picture != NULL)
+        picture->channels = channels;
     for (uint32_t y = 0; y < w->window.pixels.height; y++) {
         if (y % CHECK_ROWS == 0)
             UMDI_TRY(check(context));
@@ -171,6 +173,8 @@ static umd_status run(work *w, const umdi_preprocessing *spec, umdi_check_functi
     }
     for (uint32_t y = 0; y < (uint32_t)spec->height; y++) {
         resize_rows(&w->rows, width, w->narrow, y, w->totals, w->row);
+        if (picture != NULL)
+            memcpy(picture->levels + y * width, w->row, width);
         normalise_row(spec, channels, w->row, tables, values + (size_t)y * (size_t)spec->width);
     }
     return UMD_OK;
@@ -178,7 +182,7 @@ static umd_status run(work *w, const umdi_preprocessing *spec, umdi_check_functi
 
 umd_status umdi_preprocess(const umdi_preprocessing *spec, const umd_allocator *allocator,
                            const umd_pixels *pixels, umdi_check_function check, void *context,
-                           float *values)
+                           umdi_picture *picture, float *values)
 {
     work w;
     umd_status status;
@@ -186,7 +190,7 @@ umd_status umdi_preprocess(const umdi_preprocessing *spec, const umd_allocator *
     UMDI_TRY(umdi_window_init(&w.window, pixels));
     status = prepare(&w, spec, allocator);
     if (status == UMD_OK)
-        status = run(&w, spec, check, context, values);
+        status = run(&w, spec, check, context, picture, values);
     axis_free(&w.columns, allocator);
     axis_free(&w.rows, allocator);
     umdi_delete(allocator, w.narrow);

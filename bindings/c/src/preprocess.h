@@ -7,9 +7,15 @@
 /* Called now and then during long work; another status than UMD_OK ends it. */
 typedef umd_status (*umdi_check_function)(void *context);
 
-/* Window, resize and normalise into (channels, height, width) float32. */
+/* The resized image before it is normalised; `levels` has room for height * width * 3. */
+typedef struct umdi_picture {
+    uint8_t *levels;   /* interleaved */
+    uint32_t channels; /* 1 or 3 */
+} umdi_picture;
+
+/* Window, resize and normalise into (channels, height, width) float32; `picture` may be NULL. */
 umd_status umdi_preprocess(const umdi_preprocessing *spec, const umd_allocator *allocator,
                            const umd_pixels *pixels, umdi_check_function check, void *context,
-                           float *values);
+                           umdi_picture *picture, float *values);
 
 #endif

@@ -116,7 +116,7 @@ static umd_status check_pixels(selftest *t)
         status = bad("holds an image that is too large");
     else
         status = umdi_preprocess(&t->predictor->manifest.preprocessing, allocator, &pixels, go_on,
-                                 NULL, values);
+                                 NULL, NULL, values);
     if (status == UMD_OK && memcmp(values, stored->data, stored->count * sizeof *values) != 0)
         status = failed(t, "pixel_values", NAN, 0);
     umdi_delete(allocator, values);

@@ -162,11 +162,34 @@ static umd_status read_scaling(umdi_arena *arena, const umdi_json *value, const 
     return UMD_OK;
 }
 
+/* The answers that are not listed, and the last step. */
+static umd_status read_rest(const umdi_json *value, const char *path, umdi_task *task)
+{
+    static const char *const needed[] = {"a", "b", NULL};
+    const umdi_json *other = umdi_json_get(value, "other"), *platt = umdi_json_get(value, "platt");
+    if (other != NULL) {
+        task->has_other = true;
+        UMDI_TRY(umdi_read_number(other, path, &task->other));
+        if (task->is_sigmoid || !isfinite(task->other))
+            return umdi_bad_field(path, "probability.other belongs to a softmax, and is finite");
+    }
+    if (platt == NULL)
+        return UMD_OK;
+    task->has_platt = true;
+    UMDI_TRY(umdi_check_object(platt, path, needed, nothing));
+    UMDI_TRY(umdi_read_number(umdi_json_get(platt, "a"), path, &task->platt[0]));
+    UMDI_TRY(umdi_read_number(umdi_json_get(platt, "b"), path, &task->platt[1]));
+    if (!(task->platt[0] > 0) || !isfinite(task->platt[0]) || !isfinite(task->platt[1]))
+        return umdi_bad_field(path, "probability.platt: a must be above 0, and both finite");
+    return UMD_OK;
+}
+
 static umd_status read_probability(umdi_arena *arena, const umdi_json *value, const char *path,
                                    umdi_task *task)
 {
     static const char *const needed[] = {"kind", NULL};
-    static const char *const optional[] = {"temperature", "scale", "bias", NULL};
+    static const char *const optional[] = {"temperature", "scale", "bias", "other", "platt",
+                                           NULL};
     const umdi_json *temperature;
     umdi_text kind;
     task->temperature = 1.0;
@@ -181,6 +204,7 @@ static umd_status read_probability(umdi_arena *arena, const umdi_json *value, co
         UMDI_TRY(umdi_read_number(temperature, path, &task->temperature));
     if (!(task->temperature > 0))
         return umdi_bad_field(path, "probability.temperature: above 0 allowed");
+    UMDI_TRY(read_rest(value, path, task));
     return read_scaling(arena, value, path, task);
 }
 
@@ -307,7 +331,8 @@ umd_status umdi_task_parse(umdi_arena *arena, const umdi_json *value, const char
     static const char *const optional[] = {"labels", "answers",     "multi_label",      "prompt",
                                            "select", "reads",       "target",           "group",
                                            "probability", "operating_points", "thresholds",
-                                           "applies_to",  "operating_curves", "conformal", NULL};
+                                           "applies_to",  "operating_curves", "conformal",
+                                           "out_of_distribution", NULL};
     static const char *const kinds[] = {"classification", "vqa", "retrieval"};
     const umdi_json *item;
     umdi_text kind;
@@ -339,6 +364,7 @@ umd_status umdi_task_parse(umdi_arena *arena, const umdi_json *value, const char
                                task->outputs.items, task->outputs.count, &task->curves));
     UMDI_TRY(umdi_conformal_parse(arena, umdi_json_get(value, "conformal"), path,
                                   task->outputs.items, task->outputs.count, &task->conformal));
+    UMDI_TRY(umdi_ood_parse(umdi_json_get(value, "out_of_distribution"), path, &task->ood));
     if (task->conformal.coverage_count != 0 && task->conformal.by_class != task->multi_label)
         return umdi_bad_field(path, "conformal: multi-label tasks need lac_by_class, others lac");
     UMDI_TRY(read_applies(arena, umdi_json_get(value, "applies_to"), path, task));

@@ -147,6 +147,7 @@ umd_status umdi_conformal_parse(umdi_arena *arena, const umdi_json *value, const
                                 const umdi_text *outputs, size_t count, umdi_conformal *conformal)
 {
     static const char *const any[] = {"method", "coverages", "n", "thresholds", NULL};
+    static const char *const other[] = {"other", NULL};
     static const char *const by_class[] = {"method", "coverages", "labels", NULL};
     umdi_text method;
     if (value == NULL)
@@ -156,7 +157,8 @@ umd_status umdi_conformal_parse(umdi_arena *arena, const umdi_json *value, const
     conformal->by_class = umdi_equal(method, "lac_by_class");
     if (!conformal->by_class && !umdi_equal(method, "lac"))
         return umdi_bad_field(path, "conformal.method: lac or lac_by_class is needed");
-    UMDI_TRY(umdi_check_object(value, path, conformal->by_class ? by_class : any, nothing));
+    UMDI_TRY(umdi_check_object(value, path, conformal->by_class ? by_class : any,
+                               conformal->by_class ? nothing : other));
     UMDI_TRY(read_shares(arena, umdi_json_get(value, "coverages"), path, MAX_POINTS, false,
                          &conformal->coverages, &conformal->coverage_count));
     if (conformal->coverage_count == 0)
@@ -166,6 +168,11 @@ umd_status umdi_conformal_parse(umdi_arena *arena, const umdi_json *value, const
             return umdi_bad_field(path, "coverages must rise");
     if (conformal->by_class)
         return read_labels(arena, umdi_json_get(value, "labels"), path, outputs, count, conformal);
+    if (umdi_json_get(value, "other") != NULL) {
+        conformal->has_other = true;
+        UMDI_TRY(read_state(arena, umdi_json_get(value, "other"), path, conformal->coverage_count,
+                            &conformal->other));
+    }
     return read_limits(arena, umdi_json_get(value, "n"), umdi_json_get(value, "thresholds"), path,
                        conformal->coverage_count, &conformal->any_output);
 }

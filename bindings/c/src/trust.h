@@ -26,6 +26,8 @@ typedef struct umdi_conformal {
     double *coverages;     /* rising */
     bool by_class;
     umdi_limits any_output; /* unless by_class */
+    bool has_other;         /* answers that are not listed have their own thresholds */
+    umdi_limits other;
     umdi_limits *present;   /* one for each output */
     umdi_limits *absent;
 } umdi_conformal;
