@@ -89,6 +89,8 @@ class SiteReport:
     data_sha256: str
     patients: int
     statuses: Mapping[str, int]
+    right: Mapping[str, float | None]
+    """Status -> mean share that is right among its records; None where there are none."""
     metrics: Mapping[str, MetricValue]
     """Those of the evaluation and `aurc`, `abstained`, `set_coverage_<percent>` and the like."""
     verdicts: tuple[Verdict, ...]
@@ -168,6 +170,7 @@ def site_report(
         data_sha256=hashlib.sha256(Path(data).read_bytes()).hexdigest(),
         patients=len(set(groups)),
         statuses=statuses,
+        right={name: _right(evaluated.statuses, record_risk, name) for name in _STATUSES},
         metrics=metrics,
         verdicts=judge(rules, metrics),
         calibration=_calibration(task, evaluated.probabilities, said, truth, known),
@@ -212,6 +215,11 @@ def _record_risk(task: TaskSpec, said: BoolArray, truth: BoolArray, known: BoolA
         return np.where((said & truth).any(axis=1), 0.0, 1.0)
     wrong = ((said != truth) & known).sum(axis=1)
     return np.asarray(wrong / np.maximum(known.sum(axis=1), 1), dtype=np.float64)
+
+
+def _right(statuses: Sequence[str], risk: FloatArray, status: str) -> float | None:
+    here = np.asarray([item == status for item in statuses], dtype=np.bool_)
+    return float(1.0 - risk[here].mean()) if here.any() else None
 
 
 def _calibration(

@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 from ._charts import count_matrix
-from ._evaluation import MetricValue
 from ._files import write_whole
 from ._site_report import SiteReport
-from ._site_report_figures import RiskCoverage, wilson
+from ._site_report_figures import RiskCoverage
 from ._site_report_groups import FEW_PATIENTS, Subgroup
+from ._site_report_html import (
+    STYLE,
+    figure,
+    interval,
+    note,
+    number,
+    share,
+    table,
+    with_interval,
+)
 from ._site_report_plots import reliability_plot, risk_plot, roc_plot, set_plot
 
 __all__ = ["render_page", "write_page"]
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 62em; padding: 0 1em;
-  color: #1b1b1b; background: #fff; }
-h1 { margin-bottom: .2em; } h2 { margin-top: 2em; border-bottom: 1px solid #ccc; }
-table { border-collapse: collapse; margin: .8em 0; } .wide { overflow-x: auto; }
-th, td { border: 1px solid #d5d5d5; padding: .25em .6em; text-align: left; vertical-align: top; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-th { background: #f3f5f7; } code { background: #f3f5f7; overflow-wrap: anywhere; }
-svg text { font: 12px system-ui, sans-serif; fill: #1b1b1b; } svg { max-width: 100%; height: auto; }
-div.wide svg { max-width: none; } .row { display: flex; flex-wrap: wrap; gap: .5em 1.5em; }
-figure { margin: 0; } figcaption { font-size: 13px; max-width: 26em; }
-.verdict { font-size: 1.3em; font-weight: bold; padding: .4em .8em; display: inline-block; }
-.passed { color: #14691e; } .failed { color: #b3261e; font-weight: bold; } .note { color: #555; }
-.verdict.passed { background: #e5f2e6; } .verdict.failed { background: #fbe9e7; }
-.few td { color: #6a6a6a; } .worse { color: #b3261e; }
-@media print { body { margin: 0; max-width: none; } h2 { break-after: avoid; } }
-"""
 _SHOWN_COVERAGES = (0.8, 0.9, 0.95)
 _MOST_CURVES = 24
 
@@ -71,7 +63,7 @@ def render_page(report: SiteReport) -> str:
         [
             '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>",
+            f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>",
             f"<h1>{escape(title)}</h1>",
             "<p><strong>Not a medical device.</strong> A measurement on one site's records.</p>",
             *body,
@@ -80,61 +72,9 @@ def render_page(report: SiteReport) -> str:
     )
 
 
-def _table(
-    head: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    numbers: Sequence[int] = (),
-    classes: Iterable[str] = (),
-) -> str:
-    """A table; cells are HTML already. `numbers` are columns set flush right."""
-    lines = ['<div class="wide"><table><tr>', *(f"<th>{escape(cell)}</th>" for cell in head)]
-    lines.append("</tr>")
-    named = iter(classes)
-    for row in rows:
-        name = next(named, "")
-        lines.append(f'<tr class="{name}">' if name else "<tr>")
-        for column, cell in enumerate(row):
-            style = ' class="number"' if column in numbers else ""
-            lines.append(f"<td{style}>{cell}</td>")
-        lines.append("</tr>")
-    return "".join([*lines, "</table></div>"])
-
-
-def _note(content: str) -> str:
-    return f'<p class="note">{escape(content)}</p>'
-
-
-def _figure(picture: str, caption: str) -> str:
-    return f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>"
-
-
-def _interval(value: MetricValue) -> str:
-    if value.low is None or value.high is None:
-        return "-"
-    return f"{value.low:.3f} to {value.high:.3f}"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _with_interval(value: MetricValue | None) -> str:
-    if value is None or value.value is None:
-        return "-"
-    interval = _interval(value)
-    return f"{value.value:.3f}" + (f" ({interval})" if interval != "-" else "")
-
-
-def _share(hits: int, n: int) -> str:
-    if n == 0:
-        return "-"
-    low, high = wilson(hits, n)
-    return f"{hits / n:.3f} ({low:.3f} to {high:.3f})"
-
-
 def _verdict(report: SiteReport) -> list[str]:
     if report.accepted is None:
-        return [_note("No acceptance rules were given, so that nothing is passed or failed.")]
+        return [note("No acceptance rules were given, so that nothing is passed or failed.")]
     met, all_rules = sum(verdict.passed for verdict in report.verdicts), len(report.verdicts)
     word, style = ("PASS", "passed") if report.accepted else ("FAIL", "failed")
     return [f'<p class="verdict {style}">{word}: {met} of {all_rules} rules met</p>']
@@ -157,7 +97,7 @@ def _identity(report: SiteReport) -> list[str]:
         ("SHA-256 of the data file", f"<code>{report.data_sha256}</code>"),
         ("made", report.made),
     ]
-    return [_table(("what", "this run"), rows)]
+    return [table(("what", "this run"), rows)]
 
 
 def _rules(report: SiteReport) -> list[str]:
@@ -166,8 +106,8 @@ def _rules(report: SiteReport) -> list[str]:
     rows = [
         (
             f"<code>{escape(str(verdict.rule))}</code>",
-            _number(verdict.measured.value),
-            _interval(verdict.measured),
+            number(verdict.measured.value),
+            interval(verdict.measured),
             str(verdict.measured.n),
             '<span class="passed">passed</span>'
             if verdict.passed
@@ -177,8 +117,8 @@ def _rules(report: SiteReport) -> list[str]:
     ]
     return [
         "<h2>Acceptance rules</h2>",
-        _table(("rule", "value", "95 % interval", "n", "result"), rows, (1, 2, 3)),
-        _note(
+        table(("rule", "value", "95 % interval", "n", "result"), rows, (1, 2, 3)),
+        note(
             "A rule without .low or .high is about the value itself; with it, about that end of "
             "the interval. A figure that these records do not define fails its rule."
         ),
@@ -188,26 +128,32 @@ def _rules(report: SiteReport) -> list[str]:
 def _statuses(report: SiteReport) -> list[str]:
     n = report.evaluation.n
     rows = [
-        (f"<code>{escape(name)}</code>", str(count), f"{100 * count / n:.1f} %")
+        (
+            f"<code>{escape(name)}</code>",
+            str(count),
+            f"{100 * count / n:.1f} %",
+            number(report.right[name]),
+        )
         for name, count in report.statuses.items()
     ]
+    right = "share of labels right" if report.task.multi_label else "share right"
     return [
         "<h2>Statuses</h2>",
-        _table(("status", "records", "share"), rows, (1, 2)),
-        _note("All metrics below count every record, whatever its status."),
+        table(("status", "records", "share", right), rows, (1, 2, 3)),
+        note("All metrics below count every record, whatever its status."),
     ]
 
 
 def _metrics(report: SiteReport) -> list[str]:
     rows = [
-        (f"<code>{escape(name)}</code>", _number(item.value), _interval(item), str(item.n))
+        (f"<code>{escape(name)}</code>", number(item.value), interval(item), str(item.n))
         for name, item in report.metrics.items()
         if not name.startswith("set_")
     ]
     return [
         "<h2>Metrics</h2>",
-        _table(("metric", "value", "95 % interval", "n"), rows, (1, 2, 3)),
-        _note(
+        table(("metric", "value", "95 % interval", "n"), rows, (1, 2, 3)),
+        note(
             "Intervals from 1,000 resamples of whole patients, of the last three Wilson's. A rule "
             "may name any of these, and set_coverage_90, set_size_90 ... where there are sets."
         ),
@@ -240,8 +186,8 @@ def _calibration(report: SiteReport) -> list[str]:
     return [
         "<h2>Reliability</h2>",
         '<div class="row">',
-        _figure(reliability_plot(bins), caption),
-        _table(head, rows, (1, 2, 3, 4)),
+        figure(reliability_plot(bins), caption),
+        table(head, rows, (1, 2, 3, 4)),
         "</div>",
     ]
 
@@ -254,12 +200,12 @@ def _risk(report: SiteReport) -> list[str]:
         "Share of errors among the records that are kept when the least confident ones are turned "
         "away. Dashed: if they were turned away at random."
     )
-    area = _with_interval(risk.area)
+    area = with_interval(risk.area)
     return [
         "<h2>Risk and coverage</h2>",
         '<div class="row">',
-        _figure(risk_plot(report, risk), caption),
-        _table(
+        figure(risk_plot(report, risk), caption),
+        table(
             ("area under the curve", "value"),
             [
                 ("this bundle (95 % interval)", area),
@@ -275,16 +221,16 @@ def _risk(report: SiteReport) -> list[str]:
 
 def _risk_rows(risk: RiskCoverage) -> list[tuple[str, str]]:
     rows = []
-    for share in (1.0, 0.9, 0.8, 0.5):
-        row = max(round(share * len(risk.risk)) - 1, 0)
-        rows.append((f"errors among the {share:.0%} most confident", f"{risk.risk[row]:.3f}"))
+    for kept in (1.0, 0.9, 0.8, 0.5):
+        row = max(round(kept * len(risk.risk)) - 1, 0)
+        rows.append((f"errors among the {kept:.0%} most confident", f"{risk.risk[row]:.3f}"))
     return rows
 
 
 def _sets(report: SiteReport) -> list[str]:
     head = "<h2>Coverage of the prediction sets</h2>"
     if report.task.conformal is None:
-        return [head, _note("The bundle has no conformal thresholds for this task.")]
+        return [head, note("The bundle has no conformal thresholds for this task.")]
     pooled = [item for item in report.sets if ":" not in item.what]
     nominal = sorted({item.nominal for item in pooled})
     shown = {min(nominal, key=lambda c: abs(c - wanted)) for wanted in _SHOWN_COVERAGES}
@@ -292,7 +238,7 @@ def _sets(report: SiteReport) -> list[str]:
         (
             escape(item.what),
             f"{item.nominal:g}",
-            _share(item.covered, item.n),
+            share(item.covered, item.n),
             f"{item.size:.2f}" if item.n else "-",
             str(item.n),
         )
@@ -308,15 +254,15 @@ def _sets(report: SiteReport) -> list[str]:
     return [
         head,
         '<div class="row">',
-        _figure(set_plot(pooled), caption),
-        _table(
+        figure(set_plot(pooled), caption),
+        table(
             ("which", "promised", "covered (95 % interval)", f"mean {size}", "n"),
             rows,
             (1, 2, 3, 4),
             classes,
         ),
         "</div>",
-        _note("Red: the whole interval lies below what was promised."),
+        note("Red: the whole interval lies below what was promised."),
     ]
 
 
@@ -331,7 +277,7 @@ def _confusion(report: SiteReport) -> list[str]:
     heads = ("truth", "said")
     chart = count_matrix(found.rows, found.columns, found.counts, "confusion matrix", heads=heads)
     caption = f"Counts of {found.what}; shaded by their share of the row."
-    return ["<h2>Confusion matrix</h2>", f'<div class="wide">{_figure(chart, caption)}</div>']
+    return ["<h2>Confusion matrix</h2>", f'<div class="wide">{figure(chart, caption)}</div>']
 
 
 def _decisions(report: SiteReport) -> list[str]:
@@ -346,26 +292,26 @@ def _decisions(report: SiteReport) -> list[str]:
             str(item.false_negative),
             str(item.true_negative),
             str(item.false_positive),
-            _share(*item.sensitivity),
-            _share(*item.specificity),
+            share(*item.sensitivity),
+            share(*item.specificity),
         )
         for item in report.decisions
     ]
     head = ("label", "positive from", "hits", "misses", "rightly refused", "false alarms")
     return [
         "<h2>Decisions for each label</h2>",
-        _table((*head, "sensitivity", "specificity"), rows, range(2, 8)),
-        _note("95 % binomial intervals (Wilson)."),
+        table((*head, "sensitivity", "specificity"), rows, range(2, 8)),
+        note("95 % binomial intervals (Wilson)."),
     ]
 
 
 def _rocs(report: SiteReport) -> list[str]:
     if not report.rocs:
         return []
-    figures = [_figure(roc_plot(item), item.decisions.label) for item in report.rocs]
+    figures = [figure(roc_plot(item), item.decisions.label) for item in report.rocs]
     lines = ["<h2>ROC curves</h2>", '<div class="row">', *figures[:_MOST_CURVES], "</div>"]
     lines.append(
-        _note(
+        note(
             "Each label against the rest; the dot is where the bundle decides. A label that these "
             "records have always or never has no curve."
         )
@@ -378,7 +324,7 @@ def _groups(report: SiteReport) -> list[str]:
     if not report.groups:
         return [
             *lines,
-            _note("The records hold none of age, sex, view, modality and region; use --by."),
+            note("The records hold none of age, sex, view, modality and region; use --by."),
         ]
     names = _group_metrics(report.groups)
     rows, classes = [], []
@@ -390,13 +336,13 @@ def _groups(report: SiteReport) -> list[str]:
         classes.append("few" if item.is_small else "")
     return [
         *lines,
-        _table(
+        table(
             ("field", "value", "records of patients", *names),
             rows,
             range(2, 3 + len(names)),
             classes,
         ),
-        _note(
+        note(
             f"95 % intervals from resampling patients. Few: under {FEW_PATIENTS} patients, where "
             "an interval says little. Red: the whole interval lies on the worse side of all "
             f"records; of {len(report.groups)} groups looked at, one in twenty does so by chance."
@@ -413,7 +359,7 @@ def _group_cell(report: SiteReport, item: Subgroup, name: str) -> str:
     value = item.metrics.get(name)
     if value is None or value.value is None:
         return "-"
-    told = f"{value.value:.3f}<br><small>{_interval(value)}</small>"
+    told = f"{value.value:.3f}<br><small>{interval(value)}</small>"
     overall = report.metrics[name].value
     if value.low is None or value.high is None or overall is None:
         return told
@@ -436,8 +382,8 @@ def _wrong(report: SiteReport) -> list[str]:
     ]
     return [
         "<h2>Records that were not right</h2>",
-        _table(("record", "truth", "said", "confidence", "status"), rows, (3,)),
-        _note(
+        table(("record", "truth", "said", "confidence", "status"), rows, (3,)),
+        note(
             "The most confident first, at most 200. This table names records: keep the page where "
             "records may be named."
         ),
@@ -452,7 +398,7 @@ def _method(report: SiteReport) -> list[str]:
     )
     return [
         "<h2>How to read this</h2>",
-        _note(
+        note(
             f"{right} Patients are resampled whole, so that several images of one person do not "
             "count as several people. Small records make wide intervals: a figure inside an "
             "interval is not shown to differ. The figures hold for the patients, devices and "

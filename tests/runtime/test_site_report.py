@@ -391,6 +391,9 @@ def test_of_several_labels_unknown_ones_are_left_out_and_the_points_decide(tmp_p
     ] == [(2, 1, 1, 0), (1, 1, 1, 1)]
     assert found.statuses["abstain"] == 1
     assert found.metrics["abstained"].value == 0.25
+    assert found.right["abstain"] == pytest.approx(0.5)
+    assert found.right["ok"] == pytest.approx(4 / 6)
+    assert found.right["out_of_distribution"] is None
     assert found.risk.random == pytest.approx(3 / 8)
     assert "<h2>Confusion matrix</h2>" not in page_of(found)[0]
 
