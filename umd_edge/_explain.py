@@ -27,9 +27,18 @@ if TYPE_CHECKING:
     from ._encoded import EncodedImage
     from ._engine import Engine
 
-__all__ = ["EXTENSION", "Request", "explain", "proven_methods"]
+__all__ = [
+    "EXTENSION",
+    "Request",
+    "ablated_logits",
+    "ablation",
+    "attention",
+    "explain",
+    "proven_methods",
+]
 
 Float32Array = npt.NDArray[np.float32]
+BoolArray = npt.NDArray[np.bool_]
 Feeds = dict[str, npt.NDArray[Any]]
 
 EXTENSION = "explanations"
@@ -110,9 +119,9 @@ def explain(encoded: EncodedImage, engine: Engine, request: Request) -> Explanat
     feeds = _feeds(encoded, engine, spec, request)
     target, probability = _target(engine, spec, prediction, request.label, feeds)
     if method == "attention":
-        values = _attention(engine, feeds)
+        values = attention(engine, feeds)
     else:
-        values = _ablation(encoded, engine, spec, feeds, spec.outputs.index(target))
+        values = ablation(encoded, engine, spec, feeds, spec.outputs.index(target))
     values.flags.writeable = False
     spent = (perf_counter() - start) * 1e3
     timing = replace(before, fusion_ms=before.fusion_ms + spent, total_ms=before.total_ms + spent)
@@ -180,31 +189,49 @@ def _feeds(encoded: EncodedImage, engine: Engine, spec: TaskSpec, request: Reque
     }
 
 
-def _attention(engine: Engine, feeds: Feeds) -> Float32Array:
+def attention(engine: Engine, feeds: Feeds) -> Float32Array:
+    """The map by attention (rows, columns) for inputs of the fusion, batch 1."""
     grid = TokenGrid.of(feeds["image_tokens"].shape[1], engine.manifest.preprocessing)
     return attention_map(engine.graphs.insides.attention(), feeds, grid)
 
 
-def _ablation(
+def ablation(
     encoded: EncodedImage, engine: Engine, spec: TaskSpec, feeds: Feeds, row: int
 ) -> Float32Array:
-    insides = engine.graphs.insides
-    encoder, names = insides.encoder(), [output_name(spec.name)]
-    pixel_values = encoded.pixel_values()
-    cells = insides.cells().run({"pixel_values": pixel_values})[0]
+    """The map by ablation (rows, columns) of the output `row`; `feeds` as for `attention`."""
+    cells = engine.graphs.insides.cells().run({"pixel_values": encoded.pixel_values()})[0]
     chosen = windows(*cells.shape[2:])
-    # The first of the batch is the image as it is.
-    chosen = np.concatenate([np.zeros_like(chosen[:1]), chosen])
-    scores = []
+    # The first is the image as it is.
+    logits = ablated_logits(
+        engine, spec, feeds, cells, np.concatenate([chosen[:1] & False, chosen])
+    )
+    scores = np.log(np.maximum(probabilities(logits, spec)[:, row], _SMALLEST))
+    return spread(scores[0] - scores[1:], chosen)
+
+
+def ablated_logits(
+    engine: Engine, spec: TaskSpec, feeds: Feeds, cells: Float32Array, chosen: BoolArray
+) -> Float32Array:
+    """Logits (W, K) of an image whose patches `chosen` (W, rows, columns) are hidden.
+
+    Args:
+        engine: Holds the graphs.
+        spec: The task.
+        feeds: Inputs of the fusion, batch 1; its image tokens are not looked at.
+        cells: `patch_cells` of the image, (1, C, rows, columns).
+        chosen: What is replaced by the mean over all patches, in each of W copies.
+    """
+    encoder, names = engine.graphs.insides.encoder(), [output_name(spec.name)]
+    size = engine.manifest.preprocessing
+    parts = []
     for start in range(0, len(chosen), _CHUNK):
         ablated = ablate(cells, chosen[start : start + _CHUNK])
         count = len(ablated)
-        blank = np.zeros((count, *pixel_values.shape[1:]), np.float32)
+        # Some graphs take their batch size from the pixels, and nothing else behind the cells.
+        blank = np.zeros((count, size.channels, size.height, size.width), np.float32)
         given = {CELLS: ablated, "pixel_values": blank}
         tokens = encoder.run({name: given[name] for name in encoder.input_names})[0]
         batch = {name: np.repeat(value, count, axis=0) for name, value in feeds.items()}
         batch["image_tokens"] = tokens
-        logits = engine.graphs.fusion.run(batch, names)[0]
-        scores.append(np.log(np.maximum(probabilities(logits, spec)[:, row], _SMALLEST)))
-    values = np.concatenate(scores)
-    return spread(values[0] - values[1:], chosen[1:])
+        parts.append(engine.graphs.fusion.run(batch, names)[0])
+    return np.concatenate(parts)

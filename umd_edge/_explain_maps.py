@@ -92,7 +92,7 @@ def attention_map(graph: GraphSession, feeds: Feeds, grid: TokenGrid) -> Float32
     Raises:
         InferenceError: The tensor does not have the shape of an attention to these tokens.
     """
-    (attention,) = graph.run(feeds, [ATTENTION])
+    (attention,) = graph.run({name: feeds[name] for name in graph.input_names}, [ATTENTION])
     present = np.concatenate([feeds["structured_mask"][0], feeds["attention_mask"][0]]) > 0
     shape = attention.shape
     if len(shape) != 4 or shape[2] != len(present) or shape[3] < grid.stop:

@@ -77,7 +77,8 @@ class Explanation(Result):
             UsageError: There is no map.
         """
         height, width = self.image_size
-        return _stretch(_stretch(self.strength, height).T, width).T
+        stretched: Float32Array = _stretch(_stretch(self.strength, height).T, width).T
+        return np.ascontiguousarray(stretched)
 
     def _grid(self) -> Float32Array:
         if self.map is None:

@@ -41,18 +41,24 @@ def extract(
         BundleIntegrityError: The bytes are no ONNX file, or have no tensor of such a name.
     """
     try:
-        model = list(_fields(memoryview(graph)))
-        body = next(payload for number, payload, _ in model if number == _MODEL_GRAPH)
-        fields = list(_fields(body))
+        return _cut(graph, inputs, outputs)
+    # IndexError where a number goes on behind the end; a name that is no UTF-8 is a ValueError.
     except (IndexError, ValueError, StopIteration) as error:
         raise BundleIntegrityError("the file is no ONNX graph; export the bundle again") from error
+
+
+def _cut(
+    graph: bytes, inputs: Mapping[str, int], outputs: Sequence[str]
+) -> tuple[bytes, tuple[str, ...]]:
+    model = list(_fields(memoryview(graph)))
+    body = next(payload for number, payload, _ in model if number == _MODEL_GRAPH)
+    fields = list(_fields(body))
     nodes = [
         (set(_names(payload, _NODE_INPUT)), set(_names(payload, _NODE_OUTPUT)))
         for number, payload, _ in fields
         if number == _NODE
     ]
-    made = {name for _, given in nodes for name in given}
-    missing = sorted({*inputs, *outputs} - made)
+    missing = sorted({*inputs, *outputs} - {name for _, given in nodes for name in given})
     if missing:
         raise BundleIntegrityError(f"the graph has no tensor {missing}; export the bundle again")
     kept, needed = _needed(nodes, set(inputs), set(outputs))

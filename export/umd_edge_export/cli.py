@@ -13,11 +13,13 @@ from umd_edge._program import Program
 from .bundle_cli import bundle
 from .compare_cli import compare
 from .distil_cli import distil, distil_report, soft_targets
+from .explanations_cli import explanations
 from .qat_cli import qat
 from .quantize_cli import quantize
 from .report_cli import report
 from .sign_cli import keygen, sign
 from .tensorrt_cli import tensorrt
+from .trust_cli import trust
 
 __all__ = ["main", "run"]
 
@@ -42,6 +44,8 @@ cli.add_command(distil)
 cli.add_command(distil_report)
 cli.add_command(soft_targets)
 cli.add_command(qat)
+cli.add_command(trust)
+cli.add_command(explanations)
 cli.add_command(keygen)
 cli.add_command(sign)
 
