@@ -50,6 +50,7 @@ from .errors import (
 if TYPE_CHECKING:
     from ._audit import AuditLog
     from ._bundle import Bundle
+    from ._clip import EncodedClip
     from ._combine import EncodedStudy
     from ._deadline import CancelToken, limited
     from ._encoded import EncodedImage
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
         Answer,
         BundleInfo,
         Classification,
+        ClipFrames,
         Embeddings,
         Finding,
         LeftOut,
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
         Timing,
     )
     from ._sr import sr_report, write_sr
+    from ._study import Instance, Series, Study, list_images, list_studies
     from ._swap import PredictorSlot
 
 __version__ = "0.1.0"
@@ -94,11 +97,13 @@ __all__ = [
     "CancelToken",
     "CancelledError",
     "Classification",
+    "ClipFrames",
     "DataError",
     "DeadlineExceededError",
     "DicomFacts",
     "DicomInputError",
     "Embeddings",
+    "EncodedClip",
     "EncodedImage",
     "EncodedStudy",
     "Explanation",
@@ -108,6 +113,7 @@ __all__ = [
     "ImageInputError",
     "InferenceError",
     "InputError",
+    "Instance",
     "LeftOut",
     "Manifest",
     "ManifestError",
@@ -120,9 +126,11 @@ __all__ = [
     "ProviderUnavailableError",
     "Ranking",
     "SelfTestError",
+    "Series",
     "SessionOptions",
     "StoppedError",
     "StructuredInputError",
+    "Study",
     "StudyImages",
     "TextInputError",
     "Timing",
@@ -132,6 +140,8 @@ __all__ = [
     "__version__",
     "fhir_report",
     "limited",
+    "list_images",
+    "list_studies",
     "sr_report",
     "write_fhir",
     "write_sr",
@@ -146,13 +156,16 @@ _HOMES = {
     "BundleInfo": "_results",
     "CancelToken": "_deadline",
     "Classification": "_results",
+    "ClipFrames": "_results",
     "DicomFacts": "_image",
     "Embeddings": "_results",
+    "EncodedClip": "_clip",
     "EncodedImage": "_encoded",
     "EncodedStudy": "_combine",
     "Explanation": "_explanation",
     "Finding": "_results",
     "Gallery": "_gallery",
+    "Instance": "_study",
     "LeftOut": "_results",
     "Manifest": "_manifest",
     "Match": "_rank",
@@ -160,11 +173,15 @@ _HOMES = {
     "Predictor": "_predictor",
     "PredictorSlot": "_swap",
     "Ranking": "_rank",
+    "Series": "_study",
     "SessionOptions": "_options",
+    "Study": "_study",
     "StudyImages": "_results",
     "Timing": "_results",
     "fhir_report": "_fhir",
     "limited": "_deadline",
+    "list_images": "_study",
+    "list_studies": "_study",
     "sr_report": "_sr",
     "write_fhir": "_fhir",
     "write_sr": "_sr",

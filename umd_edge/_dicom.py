@@ -24,7 +24,7 @@ from ._gdcm import decode_jpeg_12_bit
 from ._grey import GreyLook, LookupTable, VoiWindow, grey_to_uint8, stored_values, to_uint8
 from ._headers import compressed_size, is_whole_codestream, repaired_sequential_jpeg
 from ._image import DicomFacts, LoadedImage
-from ._video import load_clip_frames
+from ._video import check_taken, load_clip_frames
 from .errors import DicomInputError, MissingDependencyError
 
 __all__ = ["load_dicom", "load_dicom_frames"]
@@ -58,6 +58,9 @@ def load_dicom_frames(
         check_object(dataset, name)
         total = int(dataset.get("NumberOfFrames") or 1)
         indices = [_frame_index(total, frame, name) for frame in choose(total)]
+        if len(indices) > 1:
+            facts = dicom_facts(dataset, 0, name)
+            check_taken(len(indices), facts.rows * facts.columns, name)
         if is_video(dataset):
             return _load_video(pydicom, dataset, indices, name)
         return [_load_frame(pydicom, dataset, index, name) for index in indices]
@@ -94,7 +97,7 @@ def _frame_index(frames: int, frame: int | None, name: str) -> int:
         if frames != 1:
             raise DicomInputError(
                 f"{name} holds {frames} frames; name one of 1..{frames} (frame=1 in Python, "
-                "--frame 1 on the command line)"
+                "--frame 1 on the command line), or take several as a clip (encode_clip, --frames)"
             )
         return 0
     if type(frame) is not int or not 1 <= frame <= frames:

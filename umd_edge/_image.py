@@ -76,8 +76,8 @@ class DicomFacts:
     columns: int
     frames: int
     """Number of frames in the object."""
-    frame: int = 1
-    """The frame that was decoded, counted from 1."""
+    frame: int | None = 1
+    """The frame that was decoded, counted from 1; None in the result of a clip, for several."""
     pixel_spacing_mm: tuple[float, float] | None = None
     """(0028,0030): distance of rows and of columns in the patient; None where absent or broken."""
     imager_pixel_spacing_mm: tuple[float, float] | None = None

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from ._audit_trail import check_audit, load_recorded
 from ._bundle import Bundle
+from ._clip import FRAMES, EncodedClip, encode_clip, kind_of
 from ._combine import EncodedStudy
 from ._deadline import CancelToken, check_limits
 from ._encoded import EncodedImage
@@ -212,6 +213,22 @@ class Predictor:
                 unusable.append(LeftOut(position, "error", type(error).__name__))
         return EncodedStudy(self._engine, encoded, positions=positions, unusable=unusable)
 
+    def encode_clip(self, source: ImageInput, frames: int = FRAMES) -> EncodedClip:
+        """Encode frames spread evenly over a clip, to be answered together.
+
+        `classify` and `ask` do so by themselves for MP4, AVI and MPEG files; a DICOM object with
+        several frames is taken as a clip only here.
+
+        Args:
+            source: Path or bytes of an MP4, AVI, MPEG or DICOM file.
+            frames: How many frames; all of a clip that has no more.
+
+        Raises:
+            ImageInputError: No clip, damaged, cut off, too long or too large.
+            MissingDependencyError: The extra `video`, or `dicom`, is not installed.
+        """
+        return encode_clip(self._engine, source, frames, self._audit)
+
     def ask(
         self,
         image: ImageInput,
@@ -240,7 +257,7 @@ class Predictor:
             ImageInputError: As in `encode`.
         """
         self._check_ask(question, task, coverage)
-        encoded = self._decode(image, frame)
+        encoded = self._image_or_clip(image, frame)
         answer = encoded.ask(question, task=task, coverage=coverage)
         return replace(answer, timing=encoded.timing + answer.timing)
 
@@ -278,7 +295,7 @@ class Predictor:
         """
         # A wrong task, text or value is told before the image is decoded.
         self._check_classify(task, text, structured, sensitivity, specificity, coverage)
-        encoded = self._decode(image, frame)
+        encoded = self._image_or_clip(image, frame)
         result = encoded.classify(
             task,
             text=text,
@@ -509,6 +526,11 @@ class Predictor:
         self._engine.task_structured(spec, structured)
         check_operating_request(spec, sensitivity, specificity)
         check_coverage(spec, coverage)
+
+    def _image_or_clip(self, image: ImageInput, frame: int | None) -> EncodedImage | EncodedClip:
+        if frame is None and kind_of(image) == "clip":
+            return self.encode_clip(image)
+        return self._decode(image, frame)
 
     def _decode(self, image: ImageInput, frame: int | None) -> EncodedImage:
         check_limits()

@@ -23,6 +23,7 @@ __all__ = [
     "Answer",
     "BundleInfo",
     "Classification",
+    "ClipFrames",
     "Embeddings",
     "Finding",
     "LeftOut",
@@ -112,6 +113,20 @@ class StudyImages:
         return {"given": self.given, "used": self.used, "left_out": left_out}
 
 
+@dataclass(frozen=True, slots=True)
+class ClipFrames:
+    """Which frames of a clip a result comes from."""
+
+    numbers: tuple[int, ...]
+    """Counted from 1; `images` of the result says which of them were left out, by their place."""
+    total: int
+    """How many frames the clip has."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object."""
+        return {"numbers": list(self.numbers), "total": self.total}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
     """What every result carries."""
@@ -132,12 +147,16 @@ class Result:
     where the bundle has no such score, or nothing was inferred."""
     images: StudyImages | None = field(default=None, repr=False)
     """Of a combined result: what it comes from; None for a single image."""
+    frames: ClipFrames | None = None
+    """Of a clip: which of its frames were used; None for images."""
     dicom: DicomFacts | None = field(default=None, repr=False)
     """Which DICOM instance and frame the image was, and its spacing; None for other images."""
 
     def common_dict(self) -> dict[str, Any]:
-        """The keys that every JSON line shares; `dicom` where the image was one."""
+        """The keys that every JSON line shares; `dicom` and `frames` where there are any."""
         common: dict[str, Any] = {} if self.dicom is None else {"dicom": self.dicom.to_dict()}
+        if self.frames is not None:
+            common["frames"] = self.frames.to_dict()
         return {
             **common,
             "bundle": self.bundle.to_dict(),

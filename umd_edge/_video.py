@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ._deadline import check_limits
 from ._image import (
     ImageInput,
     LoadedImage,
@@ -25,7 +26,7 @@ from ._image import (
 )
 from .errors import ImageInputError, MissingDependencyError, UmdEdgeError
 
-__all__ = ["FRAMES", "Clip", "load_clip", "load_clip_frames", "sampled_frames"]
+__all__ = ["FRAMES", "Clip", "check_taken", "load_clip", "load_clip_frames", "sampled_frames"]
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -34,6 +35,7 @@ FRAMES = 8
 MAX_FRAMES = 5_000
 MAX_FRAME_PIXELS = 9_000_000
 MAX_CLIP_PIXELS = 12_000_000_000
+MAX_TAKEN_PIXELS = 300_000_000
 _INSTALL = 'pip install "umd-edge[video]"'
 # Told to the demuxer rather than guessed by it: some of its formats are lists of other files.
 _FORMATS = (
@@ -106,7 +108,7 @@ def load_clip(source: ImageInput, frames: int = FRAMES) -> Clip:
         )
     total = _count(data, name)
     numbers = sampled_frames(total, frames)
-    return Clip(images=load_clip_frames(data, name, numbers), numbers=numbers, total=total)
+    return Clip(images=_taken(data, name, numbers), numbers=numbers, total=total)
 
 
 def load_clip_frames(
@@ -132,14 +134,20 @@ def load_clip_frames(
     wanted = {int(number) for number in numbers if number is not None}
     if not wanted <= set(range(1, total + 1)):
         raise ImageInputError(f"frame {max(wanted)} of {name} given; 1..{total} is allowed")
-    taken = {}
+    return _taken(data, name, sorted(wanted))
+
+
+def _taken(data: bytes, name: str, numbers: Sequence[int]) -> tuple[LoadedImage, ...]:
+    """Frames that are known to be there, by rising number."""
+    taken: list[LoadedImage] = []
     with closing(_decoded(data, name)) as decoded:
         for number, frame in decoded:
-            if number in wanted:
-                taken[number] = LoadedImage(_pixels(frame))
-                if len(taken) == len(wanted):
+            check_taken(len(numbers), frame.width * frame.height, name)
+            if number == numbers[len(taken)]:
+                taken.append(LoadedImage(_pixels(frame)))
+                if len(taken) == len(numbers):
                     break
-    return tuple(taken[number] for number in sorted(wanted))
+    return tuple(taken)
 
 
 def _bytes_of(source: ImageInput) -> tuple[bytes, str]:
@@ -148,6 +156,19 @@ def _bytes_of(source: ImageInput) -> tuple[bytes, str]:
     if isinstance(source, (str, os.PathLike)):
         return read_image_file(Path(source)), repr(str(source))
     raise ImageInputError(f"{type(source).__name__} given; a clip is a path or the bytes of a file")
+
+
+def check_taken(frames: int, frame_pixels: int, name: str) -> None:
+    """Refuse frames that would not fit into memory at the same time.
+
+    Raises:
+        ImageInputError: They have more than 300 megapixels together.
+    """
+    if frames * frame_pixels > MAX_TAKEN_PIXELS:
+        raise ImageInputError(
+            f"{frames} frames of {name} have more than {MAX_TAKEN_PIXELS // 10**6} megapixels "
+            "together; take fewer frames, or scale the clip down"
+        )
 
 
 def _checked_total(total: int, name: str) -> int:
@@ -180,6 +201,7 @@ def _decoded(data: bytes, name: str) -> Generator[tuple[int, Any], None, None]:
         size = stream.width, stream.height
         number = 0
         for number, frame in enumerate(container.decode(stream), start=1):
+            check_limits()
             if frame.is_corrupt or (frame.width, frame.height) != size:
                 raise ImageInputError(
                     f"{name}: frame {number} of the clip is damaged; copy or export it again"

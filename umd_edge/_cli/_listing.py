@@ -34,7 +34,9 @@ def instance_line(dicom: Mapping[str, Any]) -> str:
     names = {"study": "study_instance_uid", "series": "series_instance_uid"}
     names["instance"] = "sop_instance_uid"
     parts = [f"{word} {dicom[key]}" for word, key in names.items() if dicom[key]]
-    return ", ".join([*parts, f"frame {dicom['frame']}"])
+    if dicom["frame"] is not None:
+        parts.append(f"frame {dicom['frame']}")
+    return ", ".join(parts)
 
 
 def _images_of(path: str) -> list[str]:

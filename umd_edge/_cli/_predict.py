@@ -12,6 +12,14 @@ from .._predictor import Predictor
 from .._results import answers_to_dict
 from ..errors import UsageError
 from ._archive import Archive, archive_options
+from ._clips import (
+    check_frames,
+    classify_frames,
+    encode_frames,
+    frames_line,
+    frames_option,
+    part_names,
+)
 from ._combined import (
     ask_study,
     classify_study,
@@ -64,6 +72,7 @@ timeout_option = click.option(
 )
 @coverage_option
 @frame_option
+@frames_option
 @combine_option
 @archive_options
 @timeout_option
@@ -80,6 +89,7 @@ def classify(
     specificity: float | None,
     coverage: float | None,
     frame: int | None,
+    frames: int | None,
     combine: bool,
     out: str | None,
     workers: int,
@@ -89,13 +99,15 @@ def classify(
 ) -> int:
     """Classify images by one task.
 
-    IMAGE is a PNG, JPEG or DICOM file, a folder with all folders in it, or a DICOMDIR.
+    IMAGE is a PNG, JPEG or DICOM file, a clip (MP4, AVI, MPEG), a folder with all folders in it,
+    or a DICOMDIR.
 
     \b
     umd-edge classify chest.dcm --task chest-xray --json
     umd-edge classify lesion.jpg --task skin-lesion --structured '{"itch": true, "age": 61}'
     umd-edge classify archive/ --task chest-xray --out results.csv
     umd-edge classify frontal.dcm lateral.dcm --task chest-xray --combine
+    umd-edge classify clip.dcm --task breast-ultrasound --frames 16
 
     An image that cannot be used is reported and the others go on; the exit code is then 4.
     """
@@ -107,6 +119,7 @@ def classify(
         "specificity": specificity,
         "coverage": coverage,
     }
+    check_frames(frames, frame=frame, combine=combine, out=out)
     images = tuple(listed(images))
     if combine and out is not None:
         raise UsageError("--combine gives one result, --out a file of many; give one of the two")
@@ -122,7 +135,7 @@ def classify(
 
     def predict(image: str) -> Mapping[str, Any]:
         with limited(timeout_s=timeout_s):
-            result = predictor.classify(image, task, **options)
+            result = classify_frames(predictor, image, task, options, frames)
         return {**result.to_dict(), **reports.write(image, result)}
 
     return each_image(images, predict, _show_classification, as_json=as_json)
@@ -136,6 +149,7 @@ def classify(
 )
 @coverage_option
 @frame_option
+@frames_option
 @with_option
 @timeout_option
 @with_reports
@@ -148,6 +162,7 @@ def ask(
     task: str | None,
     coverage: float | None,
     frame: int | None,
+    frames: int | None,
     further: tuple[str, ...],
     timeout_s: float | None,
     reports: ReportFiles,
@@ -155,12 +170,14 @@ def ask(
 ) -> int:
     """Ask questions about an image.
 
-    IMAGE is a PNG, JPEG or DICOM file; it is encoded once for all questions.
+    IMAGE is a PNG, JPEG or DICOM file, or a clip (MP4, AVI, MPEG); it is encoded once for all
+    questions.
 
     \b
     umd-edge ask scan.png "Is this a CT?" "What plane is shown?"
     umd-edge ask frontal.dcm --with lateral.dcm "Is there a pleural effusion?"
     """
+    check_frames(frames, frame=frame, **{"with": further})
     if further:
         options = {"task": task, "coverage": coverage, "frame": frame}
         return ask_study(
@@ -177,7 +194,7 @@ def ask(
 
     def predict(path: str) -> Mapping[str, Any]:
         with limited(timeout_s=timeout_s):
-            encoded = predictor.encode(path, frame=frame)
+            encoded = encode_frames(predictor, path, frame, frames)
             answers = [encoded.ask(text, task=task, coverage=coverage) for text in questions]
         return {**answers_to_dict(answers, encoded.timing), **reports.write(path, answers)}
 
@@ -188,9 +205,11 @@ def _show_classification(image: str, result: Mapping[str, Any]) -> None:
     click.echo(f"{image}: {result['task']}: {result['status']}")
     if "dicom" in result:
         click.echo(f"  {instance_line(result['dicom'])}")
+    if "frames" in result:
+        click.echo(f"  {frames_line(result['frames'])}")
     if result["reason"]:
         click.echo(f"  {result['reason']}")
-    show_left_out(result, result.get("study", ()), indent=2)
+    show_left_out(result, part_names(result), indent=2)
     rows = [
         (
             item["label"],
@@ -230,12 +249,14 @@ def _show_set(result: Mapping[str, Any], *, indent: int) -> None:
 
 def _show_answers(image: str, result: Mapping[str, Any]) -> None:
     click.echo(f"{image}:")
+    if "frames" in result:
+        click.echo(f"  {frames_line(result['frames'])}")
     for item in result["answers"]:
         click.echo(f"  {item['question']}")
         if item["status"] == "ok":
             click.echo(f"    {item['answer']}  ({percent(item['probability'])})")
         else:
             click.echo(f"    {item['answer'] or '-'}  [{item['status']}] {item['reason']}")
-        show_left_out(item, result.get("study", ()), indent=4)
+        show_left_out(item, part_names(result), indent=4)
         _show_set(item, indent=4)
     show_reports(result)
