@@ -19,6 +19,7 @@ from umd_edge._ood import energy
 from umd_edge._ood_spec import OodSpec
 from umd_edge._records import Example, Record, build_examples
 from umd_edge._task import TaskSpec
+from umd_edge.errors import DataError, InputError
 
 from .ood_fit import QUANTILE, Float32Array, ImageStatistics, fit_model
 
@@ -78,10 +79,16 @@ def measure_images(
         examples: One for each image.
         encode: Path -> encoded image; lets the caller keep what several tasks share.
         with_energy: Also run the fusion; NaN otherwise.
+
+    Raises:
+        DataError: An image cannot be read.
     """
     tokens, appearance, energies = [], [], []
     for example in examples:
-        encoded = encode(example.image_path)
+        try:
+            encoded = encode(example.image_path)
+        except InputError as error:
+            raise DataError(f"{example.where}: {error}") from error
         profile = encoded.profile()
         tokens.append(profile.tokens)
         appearance.append(profile.appearance)
@@ -119,8 +126,7 @@ def fit_ood(
         progress: Called with a line for each task.
 
     Raises:
-        DataError: A record does not fit its task.
-        ImageInputError: A picture cannot be read.
+        DataError: A record does not fit its task, or its image cannot be read.
     """
     specs: dict[str, OodSpec] = {}
     arrays: dict[str, Float32Array] = {}

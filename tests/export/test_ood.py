@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from support.bundles import TINY
+from support.ood_bundle import noise, smooth
+from umd_edge import DataError, Predictor
+from umd_edge._arrays import read_arrays, write_arrays
+from umd_edge._bundle import file_entries, write_bundle
+from umd_edge._ood import load_models
+from umd_edge._records import read_records
+from umd_edge_export.ood import MIN_IMAGES, OOD_FILE, fit_ood
+from umd_edge_export.ood_fit import ImageStatistics, build_model, fit_model, quantile_above
+
+
+def make_statistics(count: int, seed: int = 0, shift: float = 0.0) -> ImageStatistics:
+    """Statistics that lie near a plane of three directions; three images a patient."""
+    rng = np.random.default_rng(seed)
+    plane = np.random.default_rng(99).normal(size=(3, 24))
+    return ImageStatistics(
+        rng.normal(size=(count, 3)) @ plane + 0.1 * rng.normal(size=(count, 24)) + shift,
+        rng.normal(size=(count, 17)) + shift,
+        rng.normal(-4, 1, count) + shift,
+        tuple(f"patient-{index // 3}" for index in range(count)),
+    )
+
+
+def scores(arrays, spec, statistics: ImageStatistics) -> np.ndarray:
+    """The score of each image, part by part as `umd_edge._ood` states it."""
+    model = build_model(arrays, spec)
+    parts = [
+        [model.features_distance(row) / spec.limits["features"] for row in statistics.tokens],
+        [
+            model.appearance_distance(row) / spec.limits["appearance"]
+            for row in statistics.appearance
+        ],
+        (statistics.energies - spec.energy_centre) / (spec.limits["energy"] - spec.energy_centre),
+    ]
+    return np.max(parts, axis=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(-9, 9), min_size=1, max_size=300), st.floats(0.05, 0.999))
+def test_quantile_leaves_a_further_value_above_with_the_chance_that_is_said(values, share):
+    limit = quantile_above(np.array(values), share)
+    assert limit in values
+    below = sum(value <= limit for value in values)
+    assert below >= min(share * (len(values) + 1), len(values)) - 1e-9
+
+
+def test_quantile_of_few_values_is_the_largest():
+    assert quantile_above(np.arange(98.0), 0.99) == 97
+    assert quantile_above(np.arange(99.0), 0.99) == 98
+    assert quantile_above(np.arange(199.0), 0.99) == 197
+
+
+@pytest.mark.parametrize("quantile", [0.9, 0.99])
+def test_the_stated_share_of_validation_images_is_within(quantile: float):
+    validation, reference = make_statistics(300, 1), make_statistics(400, 2)
+    arrays, spec = fit_model(validation, reference, file="ood.npz", quantile=quantile)
+    found = scores(arrays, spec, validation)
+    assert quantile <= (found <= 1.0 + 1e-12).mean() <= quantile + 0.01
+    assert (spec.quantile, spec.n, spec.file) == (quantile, 300, "ood.npz")
+
+
+def test_images_of_the_same_kind_are_within_and_others_are_not():
+    arrays, spec = fit_model(make_statistics(300, 1), make_statistics(400, 2), file="ood.npz")
+    assert (scores(arrays, spec, make_statistics(300, 3)) > 1).mean() < 0.04
+    assert (scores(arrays, spec, make_statistics(50, 4, shift=8.0)) > 1).all()
+    off_the_plane = make_statistics(50, 5)
+    turned = replace(off_the_plane, tokens=np.roll(off_the_plane.tokens, 5, axis=1))
+    assert (scores(arrays, spec, turned) > 1).mean() > 0.8
+
+
+def test_without_reference_images_each_is_measured_by_other_patients():
+    validation = make_statistics(150, 1)
+    arrays, spec = fit_model(validation, None, file="ood.npz")
+    assert (scores(arrays, spec, make_statistics(300, 3)) > 1).mean() < 0.05
+    # Negative control: measured by a fit that has seen them, they look closer than they are.
+    seen, near = fit_model(validation, validation, file="ood.npz")
+    assert near.limits["appearance"] < spec.limits["appearance"]
+    assert np.array_equal(seen["centre"], arrays["centre"])
+
+
+def test_fitting_again_gives_the_same_bytes():
+    one, two = (fit_model(make_statistics(90), None, file="ood.npz") for _ in range(2))
+    assert write_arrays(one[0]) == write_arrays(two[0])
+    assert one[1] == two[1]
+
+
+def test_basis_is_orthonormal_and_weights_are_positive():
+    arrays, _ = fit_model(make_statistics(90), None, file="ood.npz")
+    basis = arrays["basis"].astype(np.float64)
+    np.testing.assert_allclose(basis @ basis.T, np.eye(len(basis)), atol=1e-5)
+    assert (arrays["weights"] > 0).all()
+    assert arrays["rest"] > 0
+
+
+def test_a_statistic_that_never_varies_does_not_decide_by_a_trace():
+    """Grey films have no colour; one saved with a trace of it is still a film."""
+    validation = make_statistics(120, 1)
+    validation.appearance[:, [13, 14, 15, 16]] = [np.log(0.01), 0.0, 0.0, np.log(0.01)]
+    arrays, spec = fit_model(validation, None, file="ood.npz")
+    trace, colour = (replace(validation, appearance=validation.appearance.copy()) for _ in "ab")
+    trace.appearance[:, 13] = np.log(0.012)
+    colour.appearance[:, [13, 16]] = np.log(0.3)
+    before = (scores(arrays, spec, validation) > 1).mean()
+    assert (scores(arrays, spec, trace) > 1).mean() <= before + 0.02
+    assert (scores(arrays, spec, colour) > 1).all()
+
+
+def write_records(folder: Path, count: int, name: str = "records.jsonl") -> Path:
+    """Questions, films and lesions about smooth pictures, one patient each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for index in range(count):
+        picture = folder / f"{name}-{index}.png"
+        Image.fromarray(smooth(1000 + index)).save(picture)
+        lines += [
+            {
+                "question": question,
+                "answer": "chest",
+                "labels": ["No Finding", "Pneumonia", "Effusion"],
+            }
+            | {"image": picture.name, "patient_id": f"patient-{index}"}
+            for question in ("which organ ?", "is this normal ?")
+        ]
+    path = folder / name
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def fit(tmp_path_factory):
+    records = read_records(write_records(tmp_path_factory.mktemp("ood"), 60))
+    return fit_ood(Predictor.load(TINY), records)
+
+
+def test_each_picture_counts_once(fit):
+    assert fit.report["vqa"]["validation_images"] == 60
+    assert fit.specs["vqa"].n == 60
+
+
+def test_the_bundle_with_the_fit_judges_as_fitted(fit, tmp_path: Path):
+    bundle = Predictor.load(TINY).bundle
+    files = {name: bundle.read(name) for name in bundle.manifest.files} | fit.files
+    tasks = tuple(
+        replace(task, out_of_distribution=fit.specs.get(task.name))
+        for task in bundle.manifest.tasks
+    )
+    manifest = replace(bundle.manifest, tasks=tasks, files=file_entries(files))
+    out = tmp_path / "fitted.umd"
+    write_bundle({**files, "manifest.json": manifest.to_bytes()}, out)
+    predictor = Predictor.load(out)
+    within = [predictor.classify(smooth(s), "chest-xray").status for s in range(1000, 1060)]
+    assert within.count("ok") >= 57
+    assert all(
+        predictor.classify(picture, "chest-xray").status == "out_of_distribution"
+        for picture in (noise(1), noise(2), np.zeros((20, 20), np.uint8))
+    )
+
+
+def test_a_task_with_too_few_pictures_is_left_out_and_says_so(fit, tmp_path: Path):
+    records = read_records(write_records(tmp_path, MIN_IMAGES - 1))
+    few = fit_ood(Predictor.load(TINY), records)
+    assert few.files == {}
+    assert set(few.report) == {task.name for task in Predictor.load(TINY).tasks}
+    assert f"at least {MIN_IMAGES} are needed" in few.report["vqa"]["left_out"]
+
+
+def test_the_file_holds_what_every_task_needs_and_no_more(fit):
+    arrays = read_arrays(fit.files[OOD_FILE], "file")
+    names = ("centre", "scale", "basis", "weights", "rest", "appearance_centre", "whitening")
+    assert set(arrays) == {f"{task}/{name}" for task in fit.specs for name in names}
+    predictor = Predictor.load(TINY)
+    tasks = [
+        replace(task, out_of_distribution=fit.specs.get(task.name)) for task in predictor.tasks
+    ]
+    assert set(load_models(tasks, lambda name: fit.files[name])) == set(fit.specs)
+
+
+def test_reference_records_say_where_the_images_lie(tmp_path: Path):
+    validation = read_records(write_records(tmp_path, 45, "val.jsonl"))
+    reference = read_records(write_records(tmp_path, 50, "train.jsonl"))
+    fitted = fit_ood(Predictor.load(TINY), validation, reference)
+    assert fitted.report["vqa"]["reference_images"] == 50
+    assert fitted.report["vqa"]["validation_images"] == 45
+
+
+def test_a_picture_that_cannot_be_read_is_named_by_its_line(tmp_path: Path):
+    path = write_records(tmp_path, MIN_IMAGES)
+    (tmp_path / "records.jsonl-7.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"records\.jsonl:15"):
+        fit_ood(Predictor.load(TINY), read_records(path))
