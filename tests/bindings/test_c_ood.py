@@ -9,14 +9,10 @@ import numpy as np
 import pytest
 
 import umd_edge
-from support.bundles import repack, tiny_files
 from support.c_library import CError, CPredictor
-from umd_edge._arrays import write_arrays
-from umd_edge._ood import APPEARANCE
+from support.fitted import OOD, RANK, TASKS, ood_arrays, scored_bundle
 from umd_edge.errors import BundleIntegrityError, ManifestError
 
-TASKS = ("vqa", "chest-xray", "breast-ultrasound", "skin-lesion")
-RANK = 5
 RNG = np.random.default_rng(11)
 IMAGES = [
     RNG.integers(0, 256, (40, 70), dtype=np.uint8),
@@ -26,42 +22,6 @@ IMAGES = [
     (np.add.outer(np.arange(90), np.arange(120)) % 256).astype(np.uint8),
     RNG.integers(0, 65_536, (44, 45), dtype=np.uint16),
 ]
-
-
-def _arrays(width: int) -> dict[str, np.ndarray[Any, Any]]:
-    rng = np.random.default_rng(0)
-    count = len(APPEARANCE)
-    arrays: dict[str, np.ndarray[Any, Any]] = {}
-    for task in TASKS:
-        basis = np.linalg.qr(rng.normal(size=(width, RANK)))[0].T
-        arrays |= {
-            f"{task}/centre": rng.normal(size=width),
-            f"{task}/scale": rng.uniform(0.5, 2, width),
-            f"{task}/basis": basis,
-            f"{task}/weights": rng.uniform(0.1, 1, RANK),
-            f"{task}/rest": np.array([0.02]),
-            f"{task}/appearance_centre": rng.normal(size=count),
-            f"{task}/whitening": np.tril(rng.normal(size=(count, count))),
-        }
-    return {name: values.astype(np.float32) for name, values in arrays.items()}
-
-
-SPEC = {
-    "method": "mahalanobis",
-    "file": "ood.npz",
-    "limits": {"features": 9.0, "appearance": 20.0, "energy": -0.5},
-    "energy_centre": -3.0,
-    "quantile": 0.99,
-    "n": 50,
-}
-
-
-def _bundle(path: Path, arrays: dict[str, np.ndarray[Any, Any]], spec: object = SPEC) -> Path:
-    def edit(manifest: dict[str, Any]) -> None:
-        for task in manifest["tasks"]:
-            task["out_of_distribution"] = spec
-
-    return repack(path, {**tiny_files(), "ood.npz": write_arrays(arrays)}, edit)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +37,7 @@ def _tiny() -> Path:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory, width: int) -> Path:
-    return _bundle(tmp_path_factory.mktemp("ood") / "ood.umd", _arrays(width))
+    return scored_bundle(tmp_path_factory.mktemp("ood") / "ood.umd", ood_arrays(width))
 
 
 @pytest.mark.parametrize("number", range(len(IMAGES)))
@@ -94,12 +54,12 @@ def test_scores_statuses_and_reasons_are_those_of_python(number: int, bundle: Pa
 
 
 def test_every_part_can_be_the_farthest(tmp_path: Path, width: int) -> None:
-    arrays = _arrays(width)
+    arrays = ood_arrays(width)
     found = set()
     for part in ("features", "appearance", "energy"):
         limits = {"features": 1e9, "appearance": 1e9, "energy": 1e9}
         limits[part] = -2.999999 if part == "energy" else 1e-6
-        path = _bundle(tmp_path / f"{part}.umd", arrays, {**SPEC, "limits": limits})
+        path = scored_bundle(tmp_path / f"{part}.umd", arrays, {**OOD, "limits": limits})
         given = CPredictor(path).encode(IMAGES[0]).classify("chest-xray")
         wanted = umd_edge.Predictor.load(path).classify(IMAGES[0], "chest-xray")
         assert given.status == 2
@@ -129,9 +89,9 @@ def test_without_a_fit_there_is_no_score(tiny_bundle: Path) -> None:
 def test_arrays_that_do_not_fit_are_refused_as_in_python(
     change: Any, tmp_path: Path, width: int
 ) -> None:
-    arrays = _arrays(width)
+    arrays = ood_arrays(width)
     change(arrays)
-    path = _bundle(tmp_path / "bad.umd", arrays)
+    path = scored_bundle(tmp_path / "bad.umd", arrays)
     with pytest.raises(BundleIntegrityError):
         umd_edge.Predictor.load(path)
     with pytest.raises(CError) as caught:
@@ -140,7 +100,7 @@ def test_arrays_that_do_not_fit_are_refused_as_in_python(
 
 
 def test_arrays_of_another_width_are_told_when_an_image_comes(tmp_path: Path, width: int) -> None:
-    path = _bundle(tmp_path / "wide.umd", _arrays(width + 2))
+    path = scored_bundle(tmp_path / "wide.umd", ood_arrays(width + 2))
     with pytest.raises(CError, match="another width"):
         CPredictor(path).encode(IMAGES[0])
 
@@ -148,21 +108,21 @@ def test_arrays_of_another_width_are_told_when_an_image_comes(tmp_path: Path, wi
 @pytest.mark.parametrize(
     "spec",
     [
-        {**SPEC, "method": "guess"},
-        {**SPEC, "more": 1},
-        {**SPEC, "file": "../ood.npz"},
-        {**SPEC, "energy_centre": 0.0},
-        {**SPEC, "quantile": 1.0},
-        {**SPEC, "n": 0},
-        {**SPEC, "limits": {"features": 0.0, "appearance": 1.0, "energy": 1.0}},
-        {**SPEC, "limits": {"features": 1.0, "appearance": 1.0}},
+        {**OOD, "method": "guess"},
+        {**OOD, "more": 1},
+        {**OOD, "file": "../ood.npz"},
+        {**OOD, "energy_centre": 0.0},
+        {**OOD, "quantile": 1.0},
+        {**OOD, "n": 0},
+        {**OOD, "limits": {"features": 0.0, "appearance": 1.0, "energy": 1.0}},
+        {**OOD, "limits": {"features": 1.0, "appearance": 1.0}},
         [],
     ],
 )
 def test_what_is_no_specification_is_refused_as_in_python(
     spec: object, tmp_path: Path, width: int
 ) -> None:
-    path = _bundle(tmp_path / "bad.umd", _arrays(width), spec)
+    path = scored_bundle(tmp_path / "bad.umd", ood_arrays(width), spec)
     with pytest.raises(ManifestError):
         umd_edge.Predictor.load(path)
     with pytest.raises(CError) as caught:
@@ -171,7 +131,7 @@ def test_what_is_no_specification_is_refused_as_in_python(
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path, width: int) -> None:
-    path = _bundle(tmp_path / "bad.umd", _arrays(width), {**SPEC, "file": "none.npz"})
+    path = scored_bundle(tmp_path / "bad.umd", ood_arrays(width), {**OOD, "file": "none.npz"})
     with pytest.raises(CError) as caught:
         CPredictor(path)
     assert caught.value.name in ("BundleIntegrityError", "ManifestError")

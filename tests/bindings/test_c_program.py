@@ -30,10 +30,13 @@ from support.c_library import (
     onnxruntime_library,
 )
 from support.c_vectors import write_vectors
+from support.fitted import ood_arrays, scored_bundle
 from support.requirements import lacking
 
 PROGRAM = BINDINGS / "c" / "tests" / "umd_edge_test.c"
 SANITISE = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+TOKEN_WIDTH = 16
+"""Of the token statistics of the tiny bundle."""
 SETS = ("vqarad", "vqamed19", "nihcxr", "busi", "padufes")
 
 
@@ -125,11 +128,15 @@ def test_eight_threads_give_the_same_bits(program: Path, tiny_bundle: Path) -> N
     assert out == "0 differences\n"
 
 
+@pytest.mark.parametrize("fitted", [False, True])
 def test_every_lost_allocation_is_a_status_and_nothing_is_kept(
-    program: Path, tiny_bundle: Path
+    fitted: bool, program: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    out = _run(program, "allocations", tiny_bundle, onnxruntime_library())
-    assert int(out.split()[0]) > 80
+    bundle = tiny_bundle
+    if fitted:
+        bundle = scored_bundle(tmp_path / "fitted.umd", ood_arrays(TOKEN_WIDTH), fitted=True)
+    out = _run(program, "allocations", bundle, onnxruntime_library())
+    assert int(out.split()[0]) > (150 if fitted else 80)
 
 
 @pytest.mark.slow

@@ -13,58 +13,15 @@ import pytest
 import umd_edge
 from support.bundles import repack
 from support.c_library import CError, CImage, CPredictor
+from support.fitted import CURVE, fit_everything, task_of
 from umd_edge.errors import ManifestError, UsageError
 
 IMAGE = np.random.default_rng(4).integers(0, 256, (60, 40), dtype=np.uint8)
-COVERAGES = [0.5, 0.8, 0.9, 0.95]
-CURVE = {
-    "thresholds": [0.05, 0.3, 0.45, 0.6],
-    "sensitivities": [0.95, 0.8, 0.5, 0.1],
-    "specificities": [0.2, 0.4, 0.7, 0.9],
-    "n_positive": 19,
-    "n_negative": 40,
-}
-
-
-def _task(manifest: dict[str, Any], name: str) -> dict[str, Any]:
-    task: dict[str, Any] = next(task for task in manifest["tasks"] if task["name"] == name)
-    return task
-
-
-def _fitted(manifest: dict[str, Any]) -> None:
-    """Everything that can be fitted, on all tasks of the tiny bundle."""
-    rng = np.random.default_rng(8)
-    for task in manifest["tasks"]:
-        outputs = task.get("labels", task.get("answers", []))
-        task["probability"]["temperature"] = 1.7
-        task["probability"]["scale"] = rng.uniform(0.2, 3, len(outputs)).tolist()
-        task["probability"]["bias"] = rng.normal(0, 0.5, len(outputs)).tolist()
-        task["operating_curves"] = {name: CURVE for name in outputs[::2]}
-        if task["multi_label"]:
-            entry = {"n": 12, "thresholds": [0.6, 0.5, 0.3, None]}
-            states = {"present": entry, "absent": {"n": 9, "thresholds": [0.7, 0.52, 0.2, 0.1]}}
-            labels = {name: states for name in outputs}
-            conformal = {"method": "lac_by_class", "coverages": COVERAGES, "labels": labels}
-        else:
-            even = 1 / len(outputs)
-            thresholds = [1.2 * even, even, 0.6 * even, None]
-            conformal = {
-                "method": "lac",
-                "coverages": COVERAGES,
-                "n": 17,
-                "thresholds": thresholds,
-            }
-        task["conformal"] = conformal
-        task["probability"]["platt"] = {"a": 0.8, "b": -0.3}
-        if task["kind"] == "vqa":
-            task["probability"]["other"] = 0.4
-            conformal["other"] = {"n": 9, "thresholds": [0.4, 0.1, 0.05, None]}
-    _task(manifest, "chest-xray")["thresholds"] = {"abstain": 0.99}
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return repack(tmp_path_factory.mktemp("trust") / "fitted.umd", edit=_fitted)
+    return repack(tmp_path_factory.mktemp("trust") / "fitted.umd", edit=fit_everything)
 
 
 @pytest.fixture(scope="module")
@@ -190,8 +147,8 @@ def test_a_coverage_that_is_none_is_refused(coverage: float, image: CImage) -> N
 
 def test_facts_that_contradict_are_outside_the_intended_use(tmp_path: Path) -> None:
     def views(manifest: dict[str, Any]) -> None:
-        _task(manifest, "chest-xray")["applies_to"] = {"view": ["PA", "AP"]}
-        _task(manifest, "skin-lesion")["applies_to"] = {"burned_in_annotation": ["YES", "NO"]}
+        task_of(manifest, "chest-xray")["applies_to"] = {"view": ["PA", "AP"]}
+        task_of(manifest, "skin-lesion")["applies_to"] = {"burned_in_annotation": ["YES", "NO"]}
 
     opened = CPredictor(repack(tmp_path / "views.umd", edit=views))
     for facts, task, tag in (
@@ -209,10 +166,10 @@ def test_facts_that_contradict_are_outside_the_intended_use(tmp_path: Path) -> N
 
 def _broken(path: tuple[str, ...], value: object) -> Callable[[dict[str, Any]], None]:
     def edit(manifest: dict[str, Any]) -> None:
-        _fitted(manifest)
+        fit_everything(manifest)
         # repeated objects of the fixture must not change together
         manifest["tasks"] = copy.deepcopy(manifest["tasks"])
-        place: Any = _task(manifest, path[0])
+        place: Any = task_of(manifest, path[0])
         for key in path[1:-1]:
             place = place[key]
         place[path[-1]] = value
@@ -271,7 +228,7 @@ def test_a_curve_that_is_none_is_refused_as_in_python(
     column: str, value: object, tmp_path: Path
 ) -> None:
     def edit(manifest: dict[str, Any]) -> None:
-        task = _task(manifest, SKIN)
+        task = task_of(manifest, SKIN)
         task["operating_curves"] = {task["labels"][0]: {**CURVE, column: value}}
 
     broken = repack(tmp_path / "broken.umd", edit=edit)

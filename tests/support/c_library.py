@@ -381,9 +381,7 @@ class CResult:
             self.points.append(point)
 
 
-def _read_set(
-    handle: c.c_void_p, coverage: float
-) -> tuple[list[tuple[int, int]], int, bool, int]:
+def _read_set(handle: c.c_void_p, coverage: float) -> tuple[list[tuple[int, int]], int, bool, int]:
     """Members (output, states), records behind the set, whether it is complete, and `other`."""
     found, count = Set(), c.c_size_t()
     function = functools.partial(library().umd_get_set, handle, c.c_double(coverage))

@@ -185,6 +185,9 @@ static umd_status read_variant(const umdi_json *value, umdi_variant *variant)
         return umdi_bad_field("variants.golden_tolerance", "a number of at least 0 is needed");
     if (notes != NULL)
         UMDI_TRY(umdi_check_type(notes, "variants.notes", UMDI_OBJECT));
+    variant->weight_bits = 8; /* where the notes do not say */
+    if (bits != NULL && bits->type == UMDI_INTEGER && bits->number >= 2 && bits->number <= 8)
+        variant->weight_bits = (int)bits->number;
     variant->may_saturate =
         variant->name.length >= 4 && memcmp(variant->name.text, "int8", 4) == 0 &&
         (bits == NULL || bits->type != UMDI_INTEGER || bits->number >= 8);

@@ -76,6 +76,7 @@ typedef struct umdi_variant {
     umdi_text name;
     umdi_text graphs[UMDI_PARTS];
     double tolerance;
+    int weight_bits;   /* of integer weights */
     bool may_saturate; /* 8-bit weights: sums of products can overflow without VNNI */
 } umdi_variant;
 

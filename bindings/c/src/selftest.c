@@ -7,6 +7,7 @@
 #include "npy.h"
 #include "predictor.h"
 #include "preprocess.h"
+#include "saturation.h"
 
 #define MAX_NAME 200
 
@@ -294,6 +295,18 @@ static umd_status check_files(selftest *t)
     return UMD_OK;
 }
 
+/* One exact check of 8-bit sums, where the processor computes such. */
+static umd_status check_sums(selftest *t)
+{
+    double error;
+    if (t->predictor->int8_path[0] == '\0')
+        return UMD_OK;
+    UMDI_TRY(umdi_saturation_error(&t->predictor->runtime, t->predictor->variant->weight_bits,
+                                   &error));
+    t->report.checks++;
+    return error > 0 ? failed(t, "8-bit sums", error, 0) : UMD_OK;
+}
+
 static umd_status run(selftest *t)
 {
     umd_status status;
@@ -304,6 +317,7 @@ static umd_status run(selftest *t)
     if (status != UMD_OK && status / 10 == UMD_ERROR_INPUT / 10)
         return bad("holds inputs of a wrong form");
     UMDI_TRY(status);
+    UMDI_TRY(check_sums(t));
     return run_graphs(t);
 }
 

@@ -104,6 +104,20 @@ struct Item {
     float logit;
     std::uint32_t output;
     bool positive;
+    // Where a sensitivity or specificity was asked for and `point` is not UMD_POINT_NONE: from
+    // which probability on the label is positive, and what is expected of new patients there.
+    std::int32_t point;
+    double threshold;
+    double sensitivity;
+    double specificity;
+};
+
+// What cannot be excluded at a coverage: see umd_get_set.
+struct PredictionSet {
+    std::vector<umd_member> members;
+    std::uint32_t n = 0;
+    bool complete = false;
+    std::int32_t other = -1;
 };
 
 // What came out. `status` is one of UMD_RESULT_; `reason` says why it is not UMD_RESULT_OK.
@@ -112,24 +126,43 @@ struct Result {
     std::string reason;
     std::string task;
     double total_ms = 0;
+    double ood_score = 0; // above 1 the image is out of distribution; NaN: not known
     std::vector<Item> items;
 
-    explicit Result(umd_result *made)
+    explicit Result(umd_result *made) : handle_(made, umd_result_free)
     {
-        detail::Handle<umd_result, umd_result_free> handle(made);
         auto info = detail::make<umd_result_info>(umd_result_info_init);
         check(umd_get_result(made, &info));
         status = info.status;
         reason = info.reason;
         task = info.task;
         total_ms = info.total_ms;
+        ood_score = info.ood_score;
         for (std::uint32_t i = 0; i < info.count; i++) {
             auto item = detail::make<umd_item>(umd_item_init);
             check(umd_get_item(made, i, &item));
-            items.push_back(
-                {item.name, item.probability, item.logit, item.output, item.positive != 0});
+            items.push_back({item.name, item.probability, item.logit, item.output,
+                             item.positive != 0, item.point, item.threshold, item.sensitivity,
+                             item.specificity});
         }
     }
+
+    PredictionSet prediction_set(double coverage) const
+    {
+        PredictionSet found;
+        auto set = detail::make<umd_set>(umd_set_init);
+        std::size_t count = 0;
+        check(umd_get_set(handle_.get(), coverage, &set, nullptr, &count));
+        found.members.resize(count);
+        check(umd_get_set(handle_.get(), coverage, &set, found.members.data(), &count));
+        found.n = set.n;
+        found.complete = set.complete != 0;
+        found.other = set.other;
+        return found;
+    }
+
+private:
+    std::shared_ptr<umd_result> handle_;
 };
 
 // A structured value: a number (0 or 1 for yes or no) or, of a categorical field, a text.
@@ -159,7 +192,8 @@ public:
     }
 
     Result classify(const std::string &task, const std::vector<Value> &values = {},
-                    const char *text = nullptr, const Call &call = Call()) const
+                    const char *text = nullptr, const Call &call = Call(),
+                    double sensitivity = 0, double specificity = 0) const
     {
         std::vector<umd_value> given;
         for (const Value &value : values)
@@ -169,6 +203,8 @@ public:
         options.values = given.data();
         options.value_count = static_cast<std::uint32_t>(given.size());
         options.text = text;
+        options.sensitivity = sensitivity;
+        options.specificity = specificity;
         umd_result *result = nullptr;
         check(umd_classify(handle_.get(), task.c_str(), &options, &call, &result));
         return Result(result);
