@@ -73,8 +73,10 @@ class EvaluatedRecords:
     task: TaskSpec
     examples: tuple[Example, ...] = field(repr=False)
     records: tuple[Record, ...] = field(repr=False)
+    logits: npt.NDArray[np.float32] = field(repr=False)
+    """(N, K) float32, in the order of the task's outputs."""
     probabilities: npt.NDArray[np.float64] = field(repr=False)
-    """(N, K) float64, in the order of the task's outputs."""
+    """(N, K) float64."""
     statuses: tuple[Status, ...] = field(repr=False)
     """What a call would have said of each. The metrics count every record, whatever its status."""
 
@@ -147,16 +149,18 @@ def evaluate_records(
         )
     records, examples = _examples(predictor, task, data, on_unmapped)
     listed = examples.examples
-    found = np.empty((len(listed), len(task.outputs)))
+    logits = np.empty((len(listed), len(task.outputs)), np.float32)
+    found = np.empty(logits.shape)
     statuses: list[Status] = ["ok"] * len(listed)
     for row, encoded in _encoded_rows(predictor, listed, on_progress):
-        found[row], statuses[row] = _judged(predictor, task, encoded, listed[row])
+        logits[row], found[row], statuses[row] = _judged(predictor, task, encoded, listed[row])
     by_place = {record.where: record for record in records}
     evaluation = _evaluation(predictor, examples, example_metrics(task, listed, found))
     return evaluation, EvaluatedRecords(
         task=task,
         examples=listed,
         records=tuple(by_place[example.where] for example in listed),
+        logits=logits,
         probabilities=found,
         statuses=tuple(statuses),
     )
@@ -191,16 +195,16 @@ def _evaluation(
 
 def _judged(
     predictor: Predictor, task: TaskSpec, encoded: EncodedImage, example: Example
-) -> tuple[npt.NDArray[np.float64], Status]:
-    """Probabilities (K,) of one example, and the status that a call would give."""
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64], Status]:
+    """Logits and probabilities (K,) of one example, and the status that a call would give."""
     engine = predictor._engine
     structured = (example.structured_values, example.structured_mask)
     logits = engine.example_logits(encoded, task, example.text, structured)
     values = probabilities(logits, task)
     if outside_intended_use(task, encoded.dicom):
-        return values, "outside_intended_use"
+        return logits, values, "outside_intended_use"
     score = engine._ood_score(encoded, task, logits)
-    return values, judge(task, score, float(confidence(values, task)))[0]
+    return logits, values, judge(task, score, float(confidence(values, task)))[0]
 
 
 def predict_examples(

@@ -156,7 +156,7 @@ def site_report(
     record_risk = _record_risk(task, said, truth, known)
     usable = np.flatnonzero(known.any(axis=1))
     risk = risk_coverage(certain[usable], record_risk[usable], [groups[row] for row in usable])
-    sets = set_coverage(task, evaluated.probabilities[usable], truth[usable], known[usable])
+    sets = set_coverage(task, evaluated.logits[usable], truth[usable], known[usable])
     statuses = {name: evaluated.statuses.count(name) for name in _STATUSES}
     own = _own_metrics(evaluated, risk, sets)
     metrics = {**evaluation.metrics, **own}

@@ -15,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ._evaluation import MetricValue, Resamples
+from ._postprocess import prediction_set
 from ._task import TaskSpec
+from ._trust_sets import PredictionSet
 
 __all__ = [
     "CalibrationBin",
@@ -32,9 +34,12 @@ __all__ = [
 ]
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
+Float32Array: TypeAlias = npt.NDArray[np.float32]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
 
 BINS = 10
+COVERAGES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+"""At which prediction sets are looked at."""
 _Z = 1.959963984540054
 _TAIL = 0.025
 
@@ -169,7 +174,8 @@ class SetCoverage:
     """How often the truth was in the prediction set."""
 
     what: str
-    """`all`, or the states of a multi-label task, or one label in one state."""
+    """`all`, `present` or `absent`; with a colon, a part of these: one label, or the answers that
+    the task lists."""
     nominal: float
     n: int
     covered: int
@@ -188,71 +194,85 @@ class SetCoverage:
 
 
 def set_coverage(
-    task: TaskSpec, probabilities: FloatArray, truth: BoolArray, known: BoolArray
+    task: TaskSpec, logits: Float32Array, truth: BoolArray, known: BoolArray
 ) -> list[SetCoverage]:
-    """Coverage of the task's sets at every coverage that the bundle has thresholds for.
+    """How often the truth was in the set that a call gives at some usual coverages.
+
+    A question whose answer the task does not list is covered where the set says that another
+    answer cannot be excluded.
 
     Args:
         task: Holds the thresholds; without them the list is empty.
-        probabilities: (N, K) float64.
-        truth: (N, K) bool: right outputs; a record may have none (an answer that the model does
-            not know), which no set covers.
+        logits: (N, K) float32.
+        truth: (N, K) bool: right outputs; none of a record whose answer the task does not list.
         known: (N, K) bool: cells of which the truth is known (multi-label).
     """
-    spec = task.conformal
-    if spec is None:
+    if task.conformal is None or not len(logits):
         return []
-    if spec.any_output is not None:
-        return [
-            _one_right(nominal, limit, probabilities, truth)
-            for nominal, limit in zip(spec.coverages, spec.any_output.thresholds, strict=True)
-        ]
+    count = _covered_states if task.multi_label else _covered_outputs
     found = []
-    for row, nominal in enumerate(spec.coverages):
-        cells = _by_state(task, row, nominal, probabilities, truth, known)
-        for state in ("present", "absent"):
-            ours = [cell for cell in cells if cell.what.endswith(state)]
-            n = sum(cell.n for cell in ours)
-            size = sum(cell.size * cell.n for cell in ours) / n if n else 0.0
-            found.append(SetCoverage(state, nominal, n, sum(c.covered for c in ours), size))
-        found += cells
+    for nominal in COVERAGES:
+        sets = [prediction_set(row, task, nominal) for row in logits]
+        found += count(task, nominal, sets, truth, known)
     return found
 
 
-def _one_right(
-    nominal: float, limit: float | None, probabilities: FloatArray, truth: BoolArray
-) -> SetCoverage:
-    chosen = np.ones_like(truth) if limit is None else probabilities >= limit
-    covered = (chosen & truth).any(axis=1)
-    return SetCoverage(
-        "all", nominal, len(truth), int(covered.sum()), float(chosen.sum(axis=1).mean())
-    )
-
-
-def _by_state(
+def _covered_outputs(
     task: TaskSpec,
-    row: int,
     nominal: float,
-    probabilities: FloatArray,
+    sets: Sequence[PredictionSet],
     truth: BoolArray,
     known: BoolArray,
 ) -> list[SetCoverage]:
-    assert task.conformal is not None
-    found = []
+    """All records, and of questions those with a listed answer and the others on their own."""
+    column = {name: row for row, name in enumerate(task.outputs)}
+    listed = np.asarray(truth.any(axis=1))
+    covered = np.asarray(
+        [
+            any(right[column[name]] for name in chosen.outputs)
+            or (chosen.other is True and not right.any())
+            for chosen, right in zip(sets, truth, strict=True)
+        ],
+        dtype=np.bool_,
+    )
+    sizes = np.asarray([len(chosen.outputs) for chosen in sets], dtype=np.float64)
+    parts = {"all": np.ones_like(listed)}
+    if not listed.all():
+        parts |= {"all: answers listed": listed, "all: answers not listed": ~listed}
+    return [_counted(what, nominal, covered, sizes, here) for what, here in parts.items()]
+
+
+def _covered_states(
+    task: TaskSpec,
+    nominal: float,
+    sets: Sequence[PredictionSet],
+    truth: BoolArray,
+    known: BoolArray,
+) -> list[SetCoverage]:
+    """Every label in every state on its own, and all of each state together."""
+    cells = []
     for column, label in enumerate(task.outputs):
-        shares = {"present": probabilities[:, column], "absent": 1.0 - probabilities[:, column]}
-        inside = {}
-        for state, thresholds in task.conformal.labels[label].items():
-            limit = thresholds.thresholds[row]
-            inside[state] = np.ones(len(truth), bool) if limit is None else shares[state] >= limit
-        left_open = inside["present"].astype(float) + inside["absent"]
+        states = [(chosen.states or {}).get(label, ()) for chosen in sets]
+        sizes = np.asarray([len(item) for item in states], dtype=np.float64)
         for state, right in (("present", truth[:, column]), ("absent", ~truth[:, column])):
+            covered = np.asarray([state in item for item in states], dtype=np.bool_)
             here = known[:, column] & right
-            n = int(here.sum())
-            size = float(left_open[here].mean()) if n else 0.0
-            covered = int((inside[state] & here).sum())
-            found.append(SetCoverage(f"{label}: {state}", nominal, n, covered, size))
-    return found
+            cells.append(_counted(f"{label}: {state}", nominal, covered, sizes, here))
+    pooled = []
+    for state in ("present", "absent"):
+        ours = [cell for cell in cells if cell.what.endswith(f": {state}")]
+        n = sum(cell.n for cell in ours)
+        size = sum(cell.size * cell.n for cell in ours) / n if n else 0.0
+        pooled.append(SetCoverage(state, nominal, n, sum(c.covered for c in ours), size))
+    return pooled + cells
+
+
+def _counted(
+    what: str, nominal: float, covered: BoolArray, sizes: FloatArray, here: BoolArray
+) -> SetCoverage:
+    n = int(here.sum())
+    size = float(sizes[here].mean()) if n else 0.0
+    return SetCoverage(what, nominal, n, int((covered & here).sum()), size)
 
 
 @dataclass(frozen=True, slots=True)

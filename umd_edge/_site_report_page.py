@@ -232,20 +232,18 @@ def _sets(report: SiteReport) -> list[str]:
     if report.task.conformal is None:
         return [head, note("The bundle has no conformal thresholds for this task.")]
     pooled = [item for item in report.sets if ":" not in item.what]
-    nominal = sorted({item.nominal for item in pooled})
-    shown = {min(nominal, key=lambda c: abs(c - wanted)) for wanted in _SHOWN_COVERAGES}
+    shown = [item for item in report.sets if item.nominal in _SHOWN_COVERAGES and item.n]
     rows = [
         (
             escape(item.what),
             f"{item.nominal:g}",
             share(item.covered, item.n),
-            f"{item.size:.2f}" if item.n else "-",
+            f"{item.size:.2f}",
             str(item.n),
         )
-        for item in report.sets
-        if item.nominal in shown and item.n
+        for item in shown
     ]
-    classes = ["worse" if row[2] != "-" and _falls_short(row) else "" for row in rows]
+    classes = ["worse" if item.interval[1] < item.nominal else "" for item in shown]
     size = "states left open" if report.task.multi_label else "outputs in the set"
     caption = (
         "How often the truth was in the set, with 95 % binomial intervals; on the dashed line what "
@@ -264,10 +262,6 @@ def _sets(report: SiteReport) -> list[str]:
         "</div>",
         note("Red: the whole interval lies below what was promised."),
     ]
-
-
-def _falls_short(row: Sequence[str]) -> bool:
-    return float(row[2].rsplit(" ", 1)[1].rstrip(")")) < float(row[1])
 
 
 def _confusion(report: SiteReport) -> list[str]:

@@ -61,6 +61,7 @@ def evaluated(task: TaskSpec, records: list[dict], p, folder: Path, statuses=Non
     examples = build_examples(read, task, []).examples
     assert len(examples) == len(records)
     p = np.asarray(p, float)
+    odds = 1 - p if task.multi_label else 1.0
     evaluation = Evaluation(
         task=task.name,
         n=len(records),
@@ -74,6 +75,7 @@ def evaluated(task: TaskSpec, records: list[dict], p, folder: Path, statuses=Non
         task=task,
         examples=examples,
         records=tuple(read),
+        logits=np.log(p / odds).astype(np.float32),
         probabilities=p,
         statuses=tuple(statuses or ["ok"] * len(records)),
     )
@@ -188,32 +190,59 @@ def test_sets_of_one_right_output_are_counted_as_defined():
     task = conformal(
         ONE, method="lac", coverages=[0.5, 0.9, 0.99], n=20, thresholds=[0.6, 0.2, None]
     )
-    p = np.array([[0.7, 0.2, 0.1], [0.5, 0.4, 0.1], [0.1, 0.15, 0.75]])
+    p = np.array([[0.7, 0.21, 0.09], [0.5, 0.4, 0.1], [0.1, 0.15, 0.75]])
     truth = np.eye(3, dtype=bool)[[0, 1, 1]]
-    found = set_coverage(task, p, truth, np.ones_like(truth))
-    got = [(item.nominal, item.covered, item.n, item.size) for item in found]
-    assert got == [(0.5, 1, 3, 2 / 3), (0.9, 2, 3, 5 / 3), (0.99, 3, 3, 3.0)]
-    nothing_right = np.zeros((3, 3), bool)
-    assert {i.covered for i in set_coverage(task, p, nothing_right, ~nothing_right)} == {0}
+    logits = np.log(p).astype(np.float32)
+    found = {i.nominal: i for i in set_coverage(task, logits, truth, np.ones_like(truth))}
+    got = {c: (found[c].what, found[c].covered, found[c].n) for c in (0.5, 0.9, 0.99)}
+    assert got == {0.5: ("all", 1, 3), 0.9: ("all", 2, 3), 0.99: ("all", 3, 3)}
+    assert [found[c].size for c in (0.5, 0.9, 0.99)] == pytest.approx([2 / 3, 5 / 3, 3.0])
+
+
+def test_answers_that_are_not_listed_are_covered_only_by_saying_so():
+    spec = {"method": "lac", "coverages": [0.9], "n": 20, "thresholds": [0.2]}
+    truth = np.array([[1, 0, 0], [0, 0, 0], [0, 0, 0]], bool)
+    # exp(0) of other answers against these logits: 0.02, then more than half
+    logits = np.array([[4.0, 1, 0], [4.0, 1, 0], [-1.0, -1, -1]], np.float32)
+
+    def counts(task):
+        sets = set_coverage(task, logits, truth, np.ones_like(truth))
+        return {i.what: (i.covered, i.n) for i in sets if i.nominal == 0.9}
+
+    silent = conformal(QUESTIONS, **spec)
+    assert counts(silent) == {
+        "all": (1, 3), "all: answers listed": (1, 1), "all: answers not listed": (0, 2),
+    }  # fmt: skip
+    knowing = TaskSpec.from_dict(
+        {
+            **QUESTIONS.to_dict(),
+            "probability": {"kind": "softmax", "temperature": 1.0, "other": 0.0},
+            "conformal": {**spec, "other": {"n": 9, "thresholds": [0.3]}},
+        }
+    )
+    assert counts(knowing)["all: answers not listed"] == (1, 2)
 
 
 def test_sets_of_several_labels_are_counted_by_label_and_state():
     thresholds = {"present": {"n": 9, "thresholds": [0.5]}, "absent": {"n": 9, "thresholds": [0.7]}}
-    task = conformal(
-        SEVERAL, method="lac_by_class", coverages=[0.9], labels={"a": thresholds, "b": thresholds}
-    )
+    labels = {"a": thresholds, "b": thresholds}
+    task = conformal(SEVERAL, method="lac_by_class", coverages=[0.9], labels=labels)
     p = np.array([[0.6, 0.2], [0.4, 0.6], [0.9, 0.1]])
+    logits = np.log(p / (1 - p)).astype(np.float32)
     truth = np.array([[1, 0], [1, 1], [0, 0]], bool)
     known = np.array([[1, 1], [1, 1], [1, 0]], bool)
-    found = {i.what: (i.covered, i.n) for i in set_coverage(task, p, truth, known)}
-    assert found == {
+    sets = set_coverage(task, logits, truth, known)
+    assert {i.what: (i.covered, i.n) for i in sets if i.nominal == 0.9} == {
         "a: present": (1, 2), "a: absent": (0, 1), "b: present": (1, 1), "b: absent": (1, 1),
         "present": (2, 3), "absent": (1, 2),
     }  # fmt: skip
 
 
-def test_without_thresholds_there_are_no_sets():
-    assert set_coverage(ONE, np.ones((1, 3)) / 3, np.eye(3, dtype=bool)[:1], np.ones((1, 3))) == []
+def test_without_thresholds_or_records_there_are_no_sets():
+    truth = np.eye(3, dtype=bool)[:1]
+    assert set_coverage(ONE, np.zeros((1, 3), np.float32), truth, truth) == []
+    spec = conformal(ONE, method="lac", coverages=[0.9], n=9, thresholds=[0.1])
+    assert set_coverage(spec, np.zeros((0, 3), np.float32), truth[:0], truth[:0]) == []
 
 
 def test_subgroups_by_age_band_value_and_quantile(tmp_path):
@@ -410,7 +439,7 @@ def test_questions_get_a_matrix_of_yes_and_no_and_outside_answers_are_never_cove
     evaluation, evaluated_rows, path = evaluated(task, records, p, tmp_path)
     found = site_report(evaluation, evaluated_rows, path)
     assert found.confusion.counts == ((1, 0, 0), (1, 0, 1))
-    (sets,) = found.sets
+    (sets,) = [item for item in found.sets if (item.nominal, item.what) == (0.9, "all")]
     assert (sets.covered, sets.n) == (2, 4)
     assert found.metrics["set_coverage_90"].value == 0.5
     assert found.rocs == []
