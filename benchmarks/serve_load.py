@@ -4,8 +4,9 @@
 
 First the capacity is measured: as many connections as keep all workers busy, each asking again as
 soon as it is answered. Then requests are sent on a fixed schedule of `factor` times that rate,
-whatever becomes of the ones before; a latency counts from the moment at which the schedule wanted
-the request sent. Server and generator share this machine.
+whatever becomes of the ones before, over a bounded number of connections. Latencies count from the
+first byte sent; `late_ms` says how far behind its schedule the generator was, which shares the
+machine with the service.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ __all__ = ["Load", "main", "measure"]
 _QUESTION = "what+imaging+modality+was+used+to+take+this+image"
 _SPARE_S = 5.0  # beyond the service's own limit, before a request counts as lost
 _WARM_UP = 20
+_CONNECTIONS = 128
 
 
 @dataclass
@@ -41,6 +43,9 @@ class Load:
     """What became of the requests."""
 
     seconds: list[float] = field(default_factory=list)
+    """From the first byte sent to the last one received."""
+    late: list[float] = field(default_factory=list)
+    """From the moment at which a request was due to its first byte."""
     statuses: list[int] = field(default_factory=list)
     """Of each request; 0 where no answer came."""
     kilobytes: list[int] = field(default_factory=list)
@@ -58,6 +63,7 @@ class Load:
             "lost": self.statuses.count(0),
             "by_status": {str(k): v for k, v in sorted(Counter(self.statuses).items())},
             "answered_per_second": round(self.statuses.count(200) / self.lasted, 1),
+            "late_ms": _quantiles(np.array(self.late)),
             "all_ms": _quantiles(everything),
             "ok_ms": _quantiles(everything[statuses == 200]),
             "limit_ms": limit_s * 1e3,
@@ -148,9 +154,14 @@ async def _open_loop(client: _Client, rate: float, seconds: float, process: int)
     start = perf_counter()
     pending: set[asyncio.Task[None]] = set()
 
+    free = asyncio.Semaphore(_CONNECTIONS)
+
     async def one(due: float) -> None:
-        status = await client.ask()
-        load.seconds.append(perf_counter() - due)
+        async with free:
+            sent = perf_counter()
+            status = await client.ask()
+        load.late.append(sent - due)
+        load.seconds.append(perf_counter() - sent)
         load.statuses.append(status)
 
     async def watch() -> None:

@@ -67,6 +67,8 @@ def test_the_wheel_holds_the_three_packages_and_nothing_beside_them(wheel):
     assert beside == {"data/include/umd_edge.h", "data/include/umd_edge.hpp"}
     assert "umd_edge/py.typed" in names
     assert "umd_edge/manifest.schema.json" in names
+    page = {"index.html", "page.css", "page.js"}
+    assert {f"umd_edge/serve/page/{name}" for name in page} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
@@ -108,3 +110,15 @@ def test_dicom_without_its_extra_is_exit_5_and_names_the_extra(clean_python, tin
     )
     assert done.returncode == 5
     assert 'pip install "umd-edge[dicom]"' in done.stderr
+
+
+def test_the_service_without_its_extra_is_exit_5_and_names_the_extra(clean_python, tiny_bundle):
+    command = clean_python.parent / "umd-edge"
+    done = subprocess.run(
+        [command, "serve", "--port", "0", "--bundle", tiny_bundle],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 5
+    assert 'pip install "umd-edge[serve]"' in done.stderr
