@@ -304,9 +304,10 @@ def _pil_pixels(image: Image.Image, name: str) -> UInt8Array:
             )
         return rgba[..., :3]
     if mode in ("L", "1"):
-        return np.asarray(image.convert("L"))[..., None]
+        return np.asarray(image if mode == "L" else image.convert("L"))[..., None]
     if mode in ("RGB", "P"):
-        return np.asarray(image.convert("RGB"))
+        # `convert` copies even where there is nothing to convert.
+        return np.asarray(image if mode == "RGB" else image.convert("RGB"))
     if mode in ("I", "I;16", "I;16L", "I;16B", "I;16N") and not transparency:
         return _window_grey(np.asarray(image).astype(np.int64))
     raise ImageInputError(
