@@ -83,7 +83,9 @@ class TextTokenizer:
             `input_ids` (B, L) int64 and `attention_mask` (B, L) int64 with 1 = real token.
 
         Raises:
-            TextInputError: No text, an empty text, or one of more than 10,000 characters.
+            TextInputError: No text, an empty text, one of more than 10,000 characters, or half a
+                character in it.
+            ManifestError: The tokenizer fails.
         """
         if not texts:
             raise TextInputError("no text given; at least one is needed")
@@ -114,8 +116,7 @@ class TextTokenizer:
         if self._frame is None:
             # Not `encode_batch`: it hands even one text to a pool of threads, which costs more than
             # it saves for the few short texts that come here.
-            whole: list[int] = self._tokenizer.encode(text).ids
-            return whole
+            return self._tokenise(text, special=True)
         first, last = self._frame
         ids = list(first)
         known = self._words
@@ -128,11 +129,27 @@ class TextTokenizer:
         return ids + last
 
     def _word_ids(self, word: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(word, add_special_tokens=False).ids
+        ids = self._tokenise(word, special=False)
         if len(word) <= _LONGEST_KEPT:
             if len(self._words) >= _WORDS_KEPT:
                 self._words.clear()
             self._words[word] = ids
+        return ids
+
+    def _tokenise(self, text: str, *, special: bool) -> list[int]:
+        try:
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
+        except Exception as error:  # `tokenizers` raises plain Exception
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError:
+                raise TextInputError(
+                    "the text holds half a character (a lone surrogate): it was no valid UTF-8 or "
+                    "UTF-16; write it again"
+                ) from None  # the error would quote the text
+            raise ManifestError(
+                "the bundle's tokenizer cannot tokenise the text; use another bundle"
+            ) from error
         return ids
 
 

@@ -222,3 +222,11 @@ def test_the_tokenizer_of_the_tiny_bundle_is_read(tiny_bundle: Path):
     from umd_edge._bundle import Bundle
 
     assert Bundle.open(tiny_bundle).manifest.tokenizer.max_length >= 4
+
+
+def test_half_a_character_is_refused_and_not_repeated(tokenizer: TextTokenizer):
+    for text in ("what \udcff ?", "\ud83d", "is there a \ud800"):
+        with pytest.raises(TextInputError, match="half a character") as caught:
+            tokenizer.encode([text])
+        assert caught.value.__cause__ is None
+    tokenizer.encode(["what 😀 ?"])
