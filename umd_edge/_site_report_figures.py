@@ -249,7 +249,7 @@ def _covered_states(
     truth: BoolArray,
     known: BoolArray,
 ) -> list[SetCoverage]:
-    """Every label in every state on its own, and all of each state together."""
+    """Every label in every state on its own, all of each state together, and all."""
     cells = []
     for column, label in enumerate(task.outputs):
         states = [(chosen.states or {}).get(label, ()) for chosen in sets]
@@ -259,8 +259,8 @@ def _covered_states(
             here = known[:, column] & right
             cells.append(_counted(f"{label}: {state}", nominal, covered, sizes, here))
     pooled = []
-    for state in ("present", "absent"):
-        ours = [cell for cell in cells if cell.what.endswith(f": {state}")]
+    for state, end in (("all", ""), ("present", ": present"), ("absent", ": absent")):
+        ours = [cell for cell in cells if cell.what.endswith(end)]
         n = sum(cell.n for cell in ours)
         size = sum(cell.size * cell.n for cell in ours) / n if n else 0.0
         pooled.append(SetCoverage(state, nominal, n, sum(c.covered for c in ours), size))

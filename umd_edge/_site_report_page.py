@@ -26,6 +26,7 @@ from ._site_report_plots import reliability_plot, risk_plot, roc_plot, set_plot
 __all__ = ["render_page", "write_page"]
 
 _SHOWN_COVERAGES = (0.8, 0.9, 0.95)
+_SHOWN_IN_PARTS = 0.9
 _MOST_CURVES = 24
 
 
@@ -200,6 +201,8 @@ def _risk(report: SiteReport) -> list[str]:
         "Share of errors among the records that are kept when the least confident ones are turned "
         "away. Dashed: if they were turned away at random."
     )
+    if "abstain" in report.task.thresholds:
+        caption += " The dot is the threshold of the bundle."
     area = with_interval(risk.area)
     return [
         "<h2>Risk and coverage</h2>",
@@ -232,7 +235,9 @@ def _sets(report: SiteReport) -> list[str]:
     if report.task.conformal is None:
         return [head, note("The bundle has no conformal thresholds for this task.")]
     pooled = [item for item in report.sets if ":" not in item.what]
-    shown = [item for item in report.sets if item.nominal in _SHOWN_COVERAGES and item.n]
+    shown = [item for item in pooled if item.nominal in _SHOWN_COVERAGES and item.n]
+    parts = [item for item in report.sets if item not in pooled and item.n]
+    shown += [item for item in parts if item.nominal == _SHOWN_IN_PARTS]
     rows = [
         (
             escape(item.what),

@@ -43,30 +43,26 @@ def risk_plot(report: SiteReport, risk: RiskCoverage) -> str:
 
 
 def set_plot(pooled: Sequence[SetCoverage]) -> str:
-    """Promised against observed coverage, with intervals."""
-    low = min(item.nominal for item in pooled)
-    start = min([low, *(item.interval[0] for item in pooled if item.n)])
-    span = (max(0.0, 0.1 * int(start / 0.1)), 1.0)
+    """Promised against observed coverage, with intervals; of labels, present and absent apart."""
+    several = any(item.what == "present" for item in pooled)
+    lines = {"present": BLUE, "absent": ORANGE} if several else {"all": BLUE}
+    shown = [item for item in pooled if item.what in lines and item.n]
+    start = 0.5 if all(item.interval[0] >= 0.5 for item in shown) else 0.0
+    span = (start, 1.0)
     plot = Plot(title="coverage of sets", x_label="promised", y_label="covered", x=span, y=span)
-    plot.curve([(span[0], span[0]), (1, 1)], GREY, "4 3")
-    colours = {"all": BLUE, "present": BLUE, "absent": ORANGE}
-    for name in dict.fromkeys(item.what for item in pooled):
-        points = [item for item in pooled if item.what == name and item.n]
+    plot.curve([(start, start), (1, 1)], GREY, "4 3")
+    for row, (name, colour) in enumerate(lines.items()):
+        points = [item for item in shown if item.what == name]
         for item in points:
-            plot.span(item.nominal, *item.interval, colours[name])
-        plot.curve([(item.nominal, item.share) for item in points], colours[name])
+            plot.span(item.nominal, *item.interval, colour)
+        plot.curve([(item.nominal, item.share) for item in points], colour)
         for item in points:
             told = f"{name}: {item.covered} of {item.n} at {item.nominal:g}"
-            plot.dot(item.nominal, item.share, colours[name], told, 2.5)
-        if name != "all" and points:
-            step = 0.06 if name == "present" else 0.13
-            plot.label(span[0] + 0.05 * (1 - span[0]), 1 - step * (1 - span[0]), name)
-            plot.dot(
-                span[0] + 0.025 * (1 - span[0]),
-                1 - (step - 0.02) * (1 - span[0]),
-                colours[name],
-                name,
-            )
+            plot.dot(item.nominal, item.share, colour, told, 2.5)
+        if several:
+            height = 1 - (0.05 + 0.07 * row) * (1 - start)
+            plot.dot(start + 0.03 * (1 - start), height, colour, name)
+            plot.label(start + 0.06 * (1 - start), height - 0.015 * (1 - start), name)
     return plot.render()
 
 

@@ -7,6 +7,7 @@ import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, Literal, cast
 
 from ._evaluation import MetricValue
@@ -90,7 +91,11 @@ def judge(
     """
     unknown = [rule.metric for rule in rules if rule.metric not in metrics]
     if unknown:
-        raise UsageError(f"no figure {unknown} in this evaluation; it has {sorted(metrics)}")
+        near = get_close_matches(unknown[0], metrics, n=4, cutoff=0.3) or sorted(metrics)[:4]
+        raise UsageError(
+            f"no figure {unknown[0]!r} in this evaluation; it has {near} and others: `umd-edge "
+            "evaluate --report` lists them all"
+        )
     found = []
     for rule in rules:
         measured = metrics[rule.metric]

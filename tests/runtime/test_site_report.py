@@ -234,7 +234,7 @@ def test_sets_of_several_labels_are_counted_by_label_and_state():
     sets = set_coverage(task, logits, truth, known)
     assert {i.what: (i.covered, i.n) for i in sets if i.nominal == 0.9} == {
         "a: present": (1, 2), "a: absent": (0, 1), "b: present": (1, 1), "b: absent": (1, 1),
-        "present": (2, 3), "absent": (1, 2),
+        "present": (2, 3), "absent": (1, 2), "all": (3, 5),
     }  # fmt: skip
 
 
@@ -325,7 +325,7 @@ def test_verdicts_compare_the_side_that_was_named():
     assert passed("accuracy.low<0.71")
     assert not passed("auroc_x>=0")  # what is not defined is not met
     assert not passed("alone.low>=0")
-    with pytest.raises(UsageError, match="no figure"):
+    with pytest.raises(UsageError, match=r"no figure 'acuracy' .* it has .'accuracy'"):
         judge([read_rule("acuracy>=0.1")], metrics)
 
 
