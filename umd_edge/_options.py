@@ -32,6 +32,9 @@ class SessionOptions:
     arena: bool = False
     """Keep memory that a run has freed for the next one. The default gives it back, so that a burst
     of calls does not stay resident."""
+    trim: bool = True
+    """Without an arena: look at the process's size after every 256th run, and hand free memory that
+    glibc keeps back to the system where it has grown. Nothing happens with other C libraries."""
     memory_pattern: bool = True
     """Plan a run's buffers from an earlier run of the same shapes, in one piece."""
     deterministic: bool = False
@@ -54,7 +57,7 @@ class SessionOptions:
             raise UsageError("variant must be the name of one of the bundle's variants")
         if type(self.threads) is not int or not 1 <= self.threads <= 256:
             raise UsageError(f"threads {self.threads!r} given; a whole number in 1..256 is allowed")
-        for name in ("spinning", "arena", "memory_pattern", "deterministic"):
+        for name in ("spinning", "arena", "trim", "memory_pattern", "deterministic"):
             if type(getattr(self, name)) is not bool:
                 raise UsageError(f"{name} {getattr(self, name)!r} given; True or False is allowed")
         if self.deterministic and self.provider in ("tensorrt", "openvino"):
