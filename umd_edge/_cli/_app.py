@@ -32,8 +32,8 @@ def cli() -> None:
     Not a medical device: for research and development only.
 
     \b
-    Exit codes: 0 ok, 1 internal error, 2 usage, 3 bundle, 4 input, 5 provider or extra missing;
-    130 interrupted, 141 the reader of the output went away.
+    Exit codes: 0 ok, 1 internal error, 2 usage, 3 bundle, 4 input, 5 provider or extra missing,
+    6 an acceptance rule is not met; 130 interrupted, 141 the reader of the output went away.
     """
 
 
