@@ -92,7 +92,7 @@ class _Client:
         self._port, self._patience_s = port, patience_s
         head = (
             f"POST /v1/ask?question={_QUESTION} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
-            f"Content-Type: image/jpeg\r\nContent-Length: {len(image)}\r\n\r\n"
+            f"Content-Type: application/octet-stream\r\nContent-Length: {len(image)}\r\n\r\n"
         )
         self._request = head.encode() + image
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
@@ -104,13 +104,18 @@ class _Client:
         except (OSError, EOFError, asyncio.TimeoutError, TimeoutError, ValueError):
             return 0
 
+    async def close(self) -> None:
+        """Close what is idle."""
+        for _, writer in self._idle:
+            await _closed(writer)
+
     async def _ask(self) -> int:
         # A connection that the service has closed meanwhile is no lost request.
         while self._idle:
             reader, writer = self._idle.pop()
             if not reader.at_eof() and not writer.is_closing():
                 break
-            writer.close()
+            await _closed(writer)
         else:
             reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         try:
@@ -120,16 +125,22 @@ class _Client:
             length = int(re.search(rb"content-length: (\d+)", head)[1])  # type: ignore[index]
             body = await reader.readexactly(length)
         except BaseException:
-            writer.close()
+            await _closed(writer)
             raise
         status = int(head.split(b" ", 2)[1])
         if status == 200 and json.loads(body)["answers"][0]["status"] == "":
             raise ValueError("an answer without a status")
         if b"connection: close" in head.lower():
-            writer.close()
+            await _closed(writer)
         else:
             self._idle.append((reader, writer))
         return status
+
+
+async def _closed(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
 
 
 async def _closed_loop(client: _Client, connections: int, seconds: float) -> float:
@@ -194,13 +205,15 @@ def _service(arguments: list[str]) -> Iterator[tuple[int, int]]:
     """Port and process of a running `umd-edge serve`."""
     command = [sys.executable, "-m", "umd_edge", "serve", "--port", "0", "--quiet", *arguments]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        said = ""
         try:
             for line in process.stderr or ():
+                said += line
                 found = re.search(r"listening on http://127\.0\.0\.1:(\d+)", line)
                 if found:
                     yield int(found[1]), process.pid
                     return
-            raise click.ClickException("the service did not start")
+            raise click.ClickException(f"the service did not start: {said}")
         finally:
             process.terminate()
 
@@ -222,7 +235,9 @@ def measure(
             await client.ask()
         capacity = await _closed_loop(client, 2 * workers, min(10.0, seconds))
         click.echo(f"capacity: {capacity:.1f} answers/s", err=True)
-        return capacity, await _open_loop(client, factor * capacity, seconds, process)
+        load = await _open_loop(client, factor * capacity, seconds, process)
+        await client.close()
+        return capacity, load
 
     with _service(arguments) as (port, process):
         capacity, load = asyncio.run(run(port, process))

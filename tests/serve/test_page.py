@@ -121,6 +121,37 @@ def test_what_is_outside_the_intended_use_is_said_with_its_reason(page, clip, tm
     assert "%" not in article
 
 
+@pytest.mark.parametrize("status", ["abstain", "out_of_distribution"])
+def test_what_must_not_be_used_does_not_look_like_an_answer(page, image_file, monkeypatch, status):
+    from dataclasses import replace
+
+    from umd_edge._encoded import EncodedImage
+
+    ask = EncodedImage.ask
+    given = {"status": status, "reason": "too far from what it knows"}
+    monkeypatch.setattr(
+        EncodedImage, "ask", lambda *args, **more: replace(ask(*args, **more), **given)
+    )
+    page.choose_file("#file", image_file)
+    page.wait(READY)
+    page.click("#suggestions button")
+    page.wait("document.querySelectorAll('#results article').length === 1")
+    assert page.run("document.querySelectorAll('#results .answer').length") == 0
+    article = page.text("#results article")
+    assert "too far from what it knows" in article
+    assert "It would say:" in article
+    badges = page.run("document.querySelectorAll('#results .badge.ok').length")
+    assert badges == 0
+
+
+def test_the_bundle_and_its_intended_use_are_named(page, predictor):
+    assert predictor.info.sha256[:12] in page.text("#bundle")
+    assert page.run("document.querySelector('#intended').textContent") == (
+        predictor.manifest.intended_use.statement
+    )
+    assert "Not a medical device" in page.text("header")
+
+
 def test_markup_in_a_question_stays_text(page, image_file):
     page.choose_file("#file", image_file)
     page.wait(READY)

@@ -186,6 +186,13 @@ function badge(status, reason) {
   return shown;
 }
 
+// What must not be used as it is does not look like an answer.
+function decided({ status, reason }, text) {
+  if (!text) return [badge(status, reason)];
+  if (status === "ok") return [element("p", { className: "answer" }, text), badge(status, reason)];
+  return [badge(status, reason), element("p", { className: "muted" }, `It would say: ${text}`)];
+}
+
 function add(card) {
   byId("nothing").hidden = true;
   byId("results").prepend(card);
@@ -193,8 +200,7 @@ function add(card) {
 
 function answerCard(answer) {
   const card = element("article", {}, element("h3", {}, answer.question));
-  if (answer.answer) card.append(element("p", { className: "answer" }, answer.answer));
-  card.append(badge(answer.status, answer.reason));
+  card.append(...decided(answer, answer.answer));
   if (answer.answer) {
     const first = { label: answer.answer, probability: answer.probability, first: true };
     const others = answer.alternatives.map((item) => ({ ...item, label: item.answer }));
@@ -208,10 +214,7 @@ function taskCard(line, structured) {
   const card = element("article", {}, element("h3", {}, line.task));
   const ranked = [...line.findings].sort((a, b) => b.probability - a.probability);
   const positive = ranked.filter((finding) => finding.positive).map((finding) => finding.label);
-  if (ranked.length) {
-    card.append(element("p", { className: "answer" }, positive.join(", ") || "none positive"));
-  }
-  card.append(badge(line.status, line.reason));
+  card.append(...decided(line, ranked.length ? positive.join(", ") || "none positive" : ""));
   if (ranked.length) {
     const marked = (finding) => ({
       ...finding,
@@ -364,7 +367,8 @@ async function start() {
     byId("bundle").textContent =
       `${info.name} ${info.version}, ${info.service.variant} on ${info.service.provider}, ` +
       `${info.sha256.slice(0, 12)}`;
-    byId("bundle").title = info.sha256;
+    byId("intended").textContent = info.intended_use.statement;
+    byId("sha256").textContent = `SHA-256 of the manifest: ${info.sha256}`;
     byId("access").hidden = true;
     byId("main").hidden = false;
     state.proven = new Map(tasks.map((task) => [task.name, task.proven_maps]));
