@@ -48,6 +48,7 @@ from .report_html import ReportContent, write_report
 from .runner import GraphTrio
 from .samples import SampleSource, choose_samples, read_free_records
 from .targets import Target
+from .trust import fit_bundle, write_fitted
 from .weights import check_hashes, check_weights
 
 __all__ = ["VARIANTS", "build_bundle"]
@@ -259,6 +260,7 @@ def build_bundle(
     range_samples: int = RANGE_SAMPLES,
     gates: GateOptions | None = None,
     quantise: QuantiseOptions | None = None,
+    fit_data: Sequence[Path] = (),
     report: Path | None = None,
     pictures: Path | None = None,
     on_gate: OnGate = lambda result: None,
@@ -280,6 +282,8 @@ def build_bundle(
         range_samples: How many records set the ranges, about.
         gates: Labelled records and budgets.
         quantise: How, beside the target: `QuantiseOptions()` where None.
+        fit_data: JSONL manifests of labelled records on which probabilities and thresholds are
+            fitted, see `trust`.
         report: HTML page to write, also where accuracy or speed fail. It names records.
         pictures: Folder for pictures of the records that disagree most.
         on_gate: Called with each gate's result, failed ones too, as soon as it is known.
@@ -301,7 +305,7 @@ def build_bundle(
     check_size_only(options.size_only, tuple(targets))
     for place in (out, *([report] if report else [])):
         check_place(place)
-    check_gate_data(options.data, range_data)
+    check_gate_data((*options.data, *fit_data), range_data)
     check_hashes(checkpoint_path)
     checkpoint = load_checkpoint(checkpoint_path)
     check_weights(checkpoint)
@@ -334,7 +338,18 @@ def build_bundle(
         if not keep_float:
             _leave_out_float(work)
         progress(f"writing {out}")
-        built = write_bundle(_files(work, name, version, created, metrics or {}), out)
+        files = _files(work, name, version, created, metrics or {})
+        if fit_data:
+            packed = write_bundle(files, Path(folder) / "unfitted.umd")
+            fitted = fit_bundle(
+                packed.path,
+                fit_data,
+                allow_non_commercial=allow_non_commercial,
+                progress=progress,
+            )
+            built = write_fitted(*fitted, fit_data, out)
+        else:
+            built = write_bundle(files, out)
     _write_report(replace(content, sha256=built.sha256), report, pictures)
     return built
 

@@ -74,6 +74,12 @@ def _note(message: str) -> None:
     metavar="DIR",
     help="Folder for pictures of the records that disagree most. They show patients' pictures.",
 )
+@click.option(
+    "--fit-data",
+    type=_PATH,
+    multiple=True,
+    help="JSONL of labelled records to fit probabilities and thresholds on, as `trust` does.",
+)
 @click.option("--allow-non-commercial", is_flag=True, help="Take restricted records too.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def bundle(
@@ -92,6 +98,7 @@ def bundle(
     allow_batch_dependence: bool,
     report: Path | None,
     with_pictures: Path | None,
+    fit_data: tuple[Path, ...],
     allow_non_commercial: bool,
     as_json: bool,
 ) -> None:
@@ -125,6 +132,7 @@ def bundle(
         range_samples=range_samples,
         gates=GateOptions(data=gate_data, max_drop=max_drop, proven=proven, size_only=size_only),
         quantise=QuantiseOptions(allow_batch_dependence=allow_batch_dependence),
+        fit_data=fit_data,
         report=report,
         pictures=with_pictures,
         on_gate=tell,

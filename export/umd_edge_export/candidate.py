@@ -176,8 +176,8 @@ def check_gate_data(gate_data: Sequence[Path], range_data: Sequence[Path]) -> No
     shared = {path.resolve() for path in gate_data} & {path.resolve() for path in range_data}
     if shared:
         raise UsageError(
-            f"{sorted(path.name for path in shared)} given as --gate-data and as --range-data; "
-            "the gate needs records on which nothing was tuned"
+            f"{sorted(path.name for path in shared)} given as --gate-data or --fit-data and as "
+            "--range-data; both need records on which nothing was tuned"
         )
     for path in gate_data:
         read_records(path)

@@ -11,7 +11,7 @@ from umd_edge._manifest import IntendedUse
 from umd_edge._task import TaskSpec
 from umd_edge.errors import DataError
 
-__all__ = ["intended_use", "model_card", "read_metrics"]
+__all__ = ["intended_use", "model_card", "read_metrics", "with_trust_section"]
 
 Metrics = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """Task -> metric -> {value, low, high, n}."""
@@ -132,6 +132,45 @@ def _gates_section(report: Mapping[str, Any]) -> list[str]:
         result, found = item["status"].replace("_", " "), item["message"].replace("|", "/")
         lines.append(f"| {item['gate']} | `{item['variant']}` | {result} | {found} |")
     return [*lines, ""]
+
+
+_TRUST_TITLE = "## Probabilities and doubt"
+
+
+def _trust_section(report: Mapping[str, Any]) -> list[str]:
+    tasks = report.get("trust", {}).get("tasks", {})
+    if not tasks:
+        return []
+    lines = [
+        "Fitted on validation records of patients that the model was not trained on; negative "
+        "log-likelihood (NLL) and Brier score are those of patients left out of the fit.",
+        "",
+        "| task | records | patients | scaling | NLL | Brier | abstains from |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, item in sorted(tasks.items()):
+        kind = item["scaling"]
+        nll, brier = item["cross_fitted_nll"], item["cross_fitted_brier"]
+        lines.append(
+            f"| `{name}` | {item['records']} | {item['groups']} | {kind} "
+            f"| {nll['identity']:.3f} to {nll[kind]:.3f} "
+            f"| {brier['identity']:.3f} to {brier[kind]:.3f} "
+            f"| {100 * item['abstained_share']:.0f} % |"
+        )
+    return [*lines, ""]
+
+
+def with_trust_section(card: str, report: Mapping[str, Any]) -> str:
+    """The card with the section on what `report` says was fitted, in place of an earlier one."""
+    section = [_TRUST_TITLE, "", *_trust_section(report)]
+    lines = card.split("\n")
+    if _TRUST_TITLE in lines:
+        first = lines.index(_TRUST_TITLE)
+        rest = [row for row in range(first + 1, len(lines)) if lines[row].startswith("## ")]
+        last = rest[0] if rest else len(lines)
+    else:
+        first = last = lines.index("## Limits") if "## Limits" in lines else len(lines)
+    return "\n".join([*lines[:first], *section, *lines[last:]])
 
 
 def model_card(

@@ -19,6 +19,7 @@ from .quantize_cli import quantize
 from .report_cli import report
 from .sign_cli import keygen, sign
 from .tensorrt_cli import tensorrt
+from .triton_cli import triton
 from .trust_cli import trust
 
 __all__ = ["main", "run"]
@@ -48,6 +49,7 @@ cli.add_command(trust)
 cli.add_command(explanations)
 cli.add_command(keygen)
 cli.add_command(sign)
+cli.add_command(triton)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

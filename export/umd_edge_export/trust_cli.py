@@ -1,0 +1,159 @@
+"""The command `umd-edge-export trust`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from umd_edge.errors import UsageError
+
+if TYPE_CHECKING:
+    from umd_edge._bundle import Bundle
+
+    from .trust import FittedTask
+
+__all__ = ["trust"]
+
+_PATH = click.Path(path_type=Path)
+
+
+def _note(message: str) -> None:
+    click.echo(message, err=True)
+
+
+@click.command()
+@click.argument("bundle", type=_PATH)
+@click.option(
+    "--data",
+    type=_PATH,
+    multiple=True,
+    required=True,
+    help="JSONL of labelled records of patients that the model was not trained on; repeatable.",
+)
+@click.option("--out", type=_PATH, help="The .umd file to write; may be BUNDLE itself.")
+@click.option(
+    "--report",
+    type=_PATH,
+    metavar="DIR",
+    help="Folder for trust.json, trust.md and trust.png: does it hold on patients left out?",
+)
+@click.option(
+    "--max-risk",
+    type=click.FloatRange(0, 1),
+    help="Share of wrong answers allowed among those given. [abstain from the often wrong ones]",
+)
+@click.option(
+    "--max-abstain",
+    type=click.FloatRange(0, 1),
+    default=0.2,
+    show_default=True,
+    help="Share of the records that may be abstained from.",
+)
+@click.option("--allow-non-commercial", is_flag=True, help="Take restricted records too.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def trust(
+    bundle: Path,
+    data: tuple[Path, ...],
+    out: Path | None,
+    report: Path | None,
+    max_risk: float | None,
+    max_abstain: float,
+    allow_non_commercial: bool,
+    as_json: bool,
+) -> None:
+    """Fit scaling, operating points, prediction sets and abstention of BUNDLE to labelled records.
+
+    For a new bundle, or for one site: the graphs stay as they are, byte for byte. Tasks without
+    records stay as they are too.
+    """
+    from .places import check_place
+    from .trust import fit_bundle, write_fitted
+    from .trust_decisions import AbstainRule
+
+    if out is None and report is None:
+        raise UsageError("give --out for a fitted bundle, --report for a proof, or both")
+    if out is not None:
+        check_place(out)
+    rule = AbstainRule(max_risk=max_risk, max_share=max_abstain)
+    opened, fitted = fit_bundle(
+        bundle, data, rule=rule, allow_non_commercial=allow_non_commercial, progress=_note
+    )
+    result: dict[str, object] = {
+        "tasks": {name: item.to_dict() for name, item in fitted.items()},
+        "fitted": {name: item.task.to_dict()["probability"] for name, item in fitted.items()},
+    }
+    if report is not None:
+        result["proof"] = _prove(opened, fitted, report)
+    if out is not None:
+        built = write_fitted(opened, fitted, data, out, rule=rule)
+        result["bundle"] = {
+            "name": built.manifest.name,
+            "version": built.manifest.version,
+            "sha256": built.sha256,
+        }
+        result["path"] = str(out)
+    if as_json:
+        click.echo(json.dumps(result))
+        return
+    _show(fitted)
+    if out is not None:
+        click.echo(f"{out}: {built.size_bytes / 1e6:.1f} MB, sha256 {built.sha256}")
+    if report is not None:
+        click.echo(f"{report}: trust.md, trust.png, trust.json")
+
+
+def _show(fitted: Mapping[str, FittedTask]) -> None:
+    for name, item in fitted.items():
+        found = item.to_dict()
+        kind = found["scaling"]
+        nll = found["cross_fitted_nll"]
+        click.echo(
+            f"{name}: {found['records']} records of {found['groups']} patients; {kind} scaling, "
+            f"NLL {nll['identity']:.3f} to {nll[kind]:.3f}; abstains from "
+            f"{100 * found['abstained_share']:.0f} %"
+        )
+        if found["changed_decisions"]:
+            click.echo(f"  {100 * found['changed_decisions']:.1f} % of the decisions change")
+
+
+def _prove(opened: Bundle, fitted: Mapping[str, FittedTask], folder: Path) -> dict[str, object]:
+    """Write the proof's three files and give its figures back."""
+    from umd_edge._json import dump_canonical
+
+    from .trust_pictures import draw_proofs, proof_table
+    from .trust_proof import prove_task
+
+    folder.mkdir(parents=True, exist_ok=True)
+    proofs = {}
+    for name, item in fitted.items():
+        _note(f"splitting the patients of {name} again and again")
+
+        def tell(done: int, total: int, name: str = name) -> None:
+            if done % 50 == 0:
+                _note(f"  {name}: {done} of {total} splits")
+
+        proofs[name] = prove_task(item.records, item, tell)
+    manifest = opened.manifest
+    title = f"{manifest.name} {manifest.version}, {manifest.default_variant}"
+    figures: dict[str, object] = {name: proof.figures for name, proof in proofs.items()}
+    for name, content in (
+        ("trust.json", dump_canonical({"bundle": opened.sha256, "tasks": figures})),
+        ("trust.md", proof_table(proofs).encode("utf-8")),
+        ("trust.png", draw_proofs(proofs, title)),
+    ):
+        _write(folder / name, content)
+    return figures
+
+
+def _write(place: Path, content: bytes) -> None:
+    temporary = place.with_name(f".{place.name}.part")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(place)
