@@ -39,7 +39,7 @@ SETS = {
     "vqa": ("vqarad", "vqamed19"),
 }
 _MEMORY = """
-import resource, sys, numpy as np, umd_edge
+import re, sys, numpy as np, umd_edge
 predictor = umd_edge.Predictor.load(sys.argv[1])
 image = np.random.default_rng(0).integers(0, 256, (512, 512), dtype=np.uint8)
 for _ in range(20):
@@ -47,7 +47,7 @@ for _ in range(20):
         predictor.classify(image, sys.argv[2])
     else:
         predictor.encode(image).explain(task=sys.argv[2], method=sys.argv[3])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read()).group(1))
 """
 
 
@@ -109,7 +109,7 @@ def cost(predictor: Predictor, task: str, rounds: int) -> dict[str, Any]:
 
 
 def memory(bundle: Path, task: str) -> dict[str, int]:
-    """Largest resident bytes of a process that gives plain or explained results."""
+    """Largest resident bytes of a process that gives plain or explained results; needs Linux."""
     found = {}
     for way in ("plain", "attention", "ablation"):
         command = [sys.executable, "-c", _MEMORY, str(bundle), task, way]

@@ -34,6 +34,7 @@ MAPS = ("attention", "ablation", "centre", *RANDOM)
 """What is shown, and the two baselines."""
 ALTERNATIVES = (
     "ablation-20",
+    "ablation-36",
     "ablation-log-odds",
     "ablation-1x1",
     "ablation-3x3",
@@ -89,9 +90,14 @@ class Case:
         }
 
     @cached_property
+    def intact(self) -> FloatArray:
+        """(K,) float64: probabilities of the image as it is."""
+        return np.asarray(self.probabilities(self.small[None])[0])
+
+    @property
     def row(self) -> int:
         """The output that is explained: the most probable one."""
-        return int(self.probabilities(self.small[None])[0].argmax())
+        return int(self.intact.argmax())
 
     @cached_property
     def cells(self) -> npt.NDArray[np.float32]:
@@ -165,11 +171,11 @@ def _squares(case: Case, size: int) -> npt.NDArray[np.bool_]:
 
 
 def _every_other(case: Case) -> npt.NDArray[np.bool_]:
-    """Half of the windows, like the squares of one colour of a chessboard, and all corners."""
-    chosen = windows(*case.shape)
-    side = round(len(chosen) ** 0.5)
+    """Half of all 2 x 2 windows, like one colour of a chessboard, and the corners."""
+    chosen = _squares(case, 2)
+    side = case.shape[1] - 1
     i, j = np.divmod(np.arange(len(chosen)), side)
-    corner = np.isin(i, (0, side - 1)) & np.isin(j, (0, side - 1))
+    corner = np.isin(i, (0, i.max())) & np.isin(j, (0, side - 1))
     return np.asarray(chosen[((i + j) % 2 == 0) | corner])
 
 
@@ -249,10 +255,13 @@ def _both(case: Case) -> FloatArray:
 
 _MAKERS: dict[str, Callable[[Case], npt.NDArray[Any]]] = {
     "attention": lambda case: attention(case.engine, case.feeds),
-    "ablation": lambda case: ablation(case.encoded, case.engine, case.task, case.feeds, case.row),
+    "ablation": lambda case: ablation(
+        case.encoded, case.engine, case.task, case.feeds, case.row, case.intact[case.row]
+    ),
     "centre": _centre,
     **{name: partial(_random, name=name) for name in RANDOM},
     "ablation-20": lambda case: _by_windows(case, _every_other(case)),
+    "ablation-36": lambda case: _by_windows(case, _squares(case, 2)),
     "ablation-log-odds": _log_odds,
     "ablation-1x1": lambda case: _by_windows(case, _squares(case, 1)),
     "ablation-3x3": lambda case: _by_windows(case, _squares(case, 3)),

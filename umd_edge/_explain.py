@@ -6,6 +6,7 @@ measured for the task and beat a centre prior; see `docs/explain.md`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -121,7 +122,8 @@ def explain(encoded: EncodedImage, engine: Engine, request: Request) -> Explanat
     if method == "attention":
         values = attention(engine, feeds)
     else:
-        values = ablation(encoded, engine, spec, feeds, spec.outputs.index(target))
+        row = spec.outputs.index(target)
+        values = ablation(encoded, engine, spec, feeds, row, probability)
     values.flags.writeable = False
     spent = (perf_counter() - start) * 1e3
     timing = replace(before, fusion_ms=before.fusion_ms + spent, total_ms=before.total_ms + spent)
@@ -196,17 +198,22 @@ def attention(engine: Engine, feeds: Feeds) -> Float32Array:
 
 
 def ablation(
-    encoded: EncodedImage, engine: Engine, spec: TaskSpec, feeds: Feeds, row: int
+    encoded: EncodedImage,
+    engine: Engine,
+    spec: TaskSpec,
+    feeds: Feeds,
+    row: int,
+    probability: float,
 ) -> Float32Array:
-    """The map by ablation (rows, columns) of the output `row`; `feeds` as for `attention`."""
+    """The map by ablation (rows, columns) of the output `row` with this probability.
+
+    `feeds` as for `attention`.
+    """
     cells = engine.graphs.insides.cells().run({"pixel_values": encoded.pixel_values()})[0]
     chosen = windows(*cells.shape[2:])
-    # The first is the image as it is.
-    logits = ablated_logits(
-        engine, spec, feeds, cells, np.concatenate([chosen[:1] & False, chosen])
-    )
-    scores = np.log(np.maximum(probabilities(logits, spec)[:, row], _SMALLEST))
-    return spread(scores[0] - scores[1:], chosen)
+    logits = ablated_logits(engine, spec, feeds, cells, chosen)
+    left = np.log(np.maximum(probabilities(logits, spec)[:, row], _SMALLEST))
+    return spread(math.log(max(probability, _SMALLEST)) - left, chosen)
 
 
 def ablated_logits(

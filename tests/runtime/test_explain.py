@@ -289,7 +289,7 @@ def test_tokens_that_are_no_grid_are_refused():
 @given(st.integers(1, 40), st.integers(1, 40))
 def test_windows_cover_every_patch_and_stay_few(rows: int, columns: int):
     chosen = windows(rows, columns)
-    assert 1 <= len(chosen) <= 49
+    assert 1 <= len(chosen) <= 28
     assert chosen.any(axis=0).all()
     assert len({window.tobytes() for window in chosen}) == len(chosen)
     for window in chosen:  # each is one rectangle
@@ -299,7 +299,7 @@ def test_windows_cover_every_patch_and_stay_few(rows: int, columns: int):
 
 def test_windows_of_a_seven_by_seven_grid_are_two_wide():
     chosen = windows(7, 7)
-    assert len(chosen) == 36
+    assert len(chosen) == 28
     assert set(chosen.sum(axis=(1, 2))) == {4}
 
 
