@@ -120,6 +120,19 @@ def test_a_refused_request_leaves_the_connection_usable(run_server, png):
             assert status_of(read_one(connection)) == status
 
 
+def test_a_body_that_waits_for_leave_is_not_asked_for_in_vain(run_server, png):
+    running = run_server(max_request_bytes=4096)
+    head = post(ASK, b"", Content_Length="10000", Expect="100-continue", Connection="keep-alive")
+    answer = exchange(running, head)  # ends: what comes next could be body or request
+    assert status_of(answer) == 413
+    with running.connect() as connection:
+        whole = post(ASK, png, Expect="100-continue")
+        connection.sendall(whole[: -len(png)])
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 100 ")
+        connection.sendall(png)
+        assert status_of(read_all(connection)) == 200
+
+
 def test_rubbish_is_400_and_an_endless_head_too(run_server):
     running = run_server()
     assert status_of(exchange(running, b"\x16\x03\x01 rubbish\r\n\r\n")) == 400

@@ -141,6 +141,9 @@ class App:
                     "log; please report it with the output of `umd-edge doctor`"
                 )
             )
+        if "expect" in Headers(scope=scope):
+            # The client waits with its body, and may leave it out now: no telling what comes next.
+            answer.headers["connection"] = "close"
         if not started:
             await answer(scope, receive, send)
 

@@ -235,13 +235,14 @@ async function during(text, work) {
   byId("main").setAttribute("aria-busy", "true");
   try {
     await work(() => turn === state.turn);
-    say("Ready.");
+    if (turn === state.turn) say("Ready.");
   } catch (error) {
+    if (turn !== state.turn) return; // it was about an image that is not shown any more
     say("");
-    if (turn === state.turn) complain(error);
+    complain(error);
   } finally {
     byId("main").removeAttribute("aria-busy");
-    ready(state.file !== null);
+    if (turn === state.turn) ready(state.file !== null);
   }
 }
 
