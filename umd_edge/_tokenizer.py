@@ -64,12 +64,15 @@ class TextTokenizer:
         if not 4 <= max_length <= 4096:
             raise ManifestError(f"tokenizer.max_length: {max_length!r} given; 4..4096 allowed")
         try:
-            tokenizer = Tokenizer.from_str(data.decode("utf-8"))
-        except Exception as error:  # `tokenizers` raises plain Exception
+            return cls(Tokenizer.from_str(data.decode("utf-8")), max_length)
+        except ManifestError:
+            raise
+        except BaseException as error:
+            if not _is_failure(error):
+                raise
             raise ManifestError(
                 "tokenizer file cannot be read as a tokenizers JSON file"
             ) from error
-        return cls(tokenizer, max_length)
 
     @property
     def vocabulary_size(self) -> int:
@@ -139,7 +142,9 @@ class TextTokenizer:
     def _tokenise(self, text: str, *, special: bool) -> list[int]:
         try:
             ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
-        except Exception as error:  # `tokenizers` raises plain Exception
+        except BaseException as error:
+            if not _is_failure(error):
+                raise
             try:
                 text.encode("utf-8")
             except UnicodeEncodeError:
@@ -151,6 +156,14 @@ class TextTokenizer:
                 "the bundle's tokenizer cannot tokenise the text; use another bundle"
             ) from error
         return ids
+
+
+def _is_failure(error: BaseException) -> bool:
+    """Whether `tokenizers` failed: it raises plain Exception, and panics with a class of its own.
+
+    A panic is no Exception, so that nobody catches it by accident; a hostile file brings one about.
+    """
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def _frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]] | None:
