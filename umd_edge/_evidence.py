@@ -9,6 +9,7 @@ import io
 import os
 import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Union
@@ -29,13 +30,13 @@ _NEEDED = {
 _TAGS = [
     *_NEEDED,
     *("SpecificCharacterSet", "PatientID", "IssuerOfPatientID", "AccessionNumber", "StudyID"),
-    *("StudyDate", "StudyTime", "Modality", "NumberOfFrames"),
+    *("StudyDate", "StudyTime", "Modality", "NumberOfFrames", "Rows"),
 ]
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _DATE = re.compile(r"\d{8}")
 _TIME = re.compile(r"\d\d(\d\d(\d\d(\.\d{1,6})?)?)?")
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
-_LAST_TAG = 0x00280008  # NumberOfFrames
+_LAST_TAG = 0x00280010  # Rows
 _MAX_HEADER_BYTES = 4 << 20
 _STORAGE = "1.2.840.10008.5.1.4.1.1"
 # Classes whose objects have one frame by the standard; some makers store clips in them.
@@ -65,18 +66,21 @@ class Evidence:
     study_time: str = field(repr=False, default="")
     """`HHMMSS.FFFFFF` or the beginning of it; empty where absent or malformed."""
     modality: str = ""
-    frame: int | None = None
-    """The frame that was looked at, from 1; None means the whole object."""
+    frames: tuple[int, ...] = ()
+    """The frames that were looked at, from 1; empty means the whole object."""
 
     @property
-    def frame_reference(self) -> int | None:
-        """The frame where the object's class may have several; elsewhere none may be named."""
-        return None if self.sop_class_uid in _ONE_FRAME else self.frame
+    def frame_references(self) -> list[int] | None:
+        """The frames where the object's class may have several; elsewhere none may be named."""
+        return None if self.sop_class_uid in _ONE_FRAME else list(self.frames) or None
 
     @property
     def frame_note(self) -> str:
         """The same for people, or nothing."""
-        return "" if self.frame is None else f"Frame {self.frame} of the object."
+        if not self.frames:
+            return ""
+        plural = "s" if len(self.frames) > 1 else ""
+        return f"Frame{plural} {', '.join(map(str, self.frames))} of the object."
 
 
 def read_image_bytes(source: ImageFile) -> bytes:
@@ -95,13 +99,13 @@ def is_dicom(data: bytes) -> bool:
     return looks_like_dicom(data)
 
 
-def read_evidence(data: bytes, name: str, *, frame: int | None = None) -> Evidence:
+def read_evidence(data: bytes, name: str, *, frames: Sequence[int] = ()) -> Evidence:
     """Identifiers of a DICOM image.
 
     Args:
         data: The file.
         name: How messages call it.
-        frame: Which frame was looked at, from 1; None where the whole object was.
+        frames: Which frames were looked at, from 1; none where the whole object was.
 
     Raises:
         DicomInputError: No DICOM, unreadable, or without the identifiers of study, series and
@@ -115,7 +119,7 @@ def read_evidence(data: bytes, name: str, *, frame: int | None = None) -> Eviden
         )
     from ._dicom_file import guarded
 
-    return guarded(name, lambda pydicom: _evidence(_header(pydicom, data), name, frame))
+    return guarded(name, lambda pydicom: _evidence(_header(pydicom, data), name, tuple(frames)))
 
 
 def _header(pydicom: Any, data: bytes) -> Any:
@@ -136,7 +140,7 @@ def _header(pydicom: Any, data: bytes) -> Any:
     )
 
 
-def _evidence(dataset: Any, name: str, frame: int | None) -> Evidence:
+def _evidence(dataset: Any, name: str, wanted: tuple[int, ...]) -> Evidence:
     bad = [
         tag
         for keyword, tag in _NEEDED.items()
@@ -147,9 +151,15 @@ def _evidence(dataset: Any, name: str, frame: int | None) -> Evidence:
             f"{name} lacks a valid {', '.join(bad)}, without which a report cannot refer to it; "
             "export the whole object again"
         )
+    if not dataset.get("Rows"):
+        raise DicomInputError(
+            f"{name} is DICOM without Rows (0028,0010), so no image; a report refers to the image "
+            "that a result was made from"
+        )
     frames = int(dataset.get("NumberOfFrames") or 1)
-    if frame is not None and not 1 <= frame <= frames:
-        raise DicomInputError(f"frame {frame} of {name} given; 1..{frames} is allowed")
+    outside = [number for number in wanted if not 1 <= number <= frames]
+    if outside:
+        raise DicomInputError(f"frame {outside[0]} of {name} given; 1..{frames} is allowed")
     date, time = _text(dataset, "StudyDate"), _text(dataset, "StudyTime")
     return Evidence(
         study_uid=_text(dataset, "StudyInstanceUID"),
@@ -163,7 +173,7 @@ def _evidence(dataset: Any, name: str, frame: int | None) -> Evidence:
         study_date=date if _DATE.fullmatch(date) else "",
         study_time=time if _TIME.fullmatch(time) else "",
         modality=_text(dataset, "Modality"),
-        frame=frame if frames > 1 else None,
+        frames=wanted if frames > 1 else (),
     )
 
 

@@ -128,7 +128,9 @@ def _image_key(images: Sequence[bytes], evidence: Sequence[Evidence]) -> str:
     if not images:
         return uuid.uuid4().hex
     if len(evidence) == len(images):
-        return ",".join(f"{item.sop_uid}#{item.frame or 0}" for item in evidence)
+        return ",".join(
+            f"{item.sop_uid}#{'+'.join(map(str, item.frames)) or 0}" for item in evidence
+        )
     return ",".join(hashlib.sha256(data).hexdigest() for data in images)
 
 

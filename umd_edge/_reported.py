@@ -115,12 +115,13 @@ def read_sources(
             alone, another object than the results are about.
     """
     facts = next((item.dicom for item in results if item.dicom is not None), None)
-    if frame is None and facts is not None and len(sources) == 1:
-        frame = facts.frame
+    frames: tuple[int, ...] = () if frame is None else (frame,)
+    if not frames and len(sources) == 1:
+        frames = _frames_told(results)
     evidence = []
     for source in sources:
         name = "the image" if isinstance(source, bytes) else repr(str(source))
-        evidence.append(read_evidence(read_image_bytes(source), name, frame=frame))
+        evidence.append(read_evidence(read_image_bytes(source), name, frames=frames))
     told = facts.sop_instance_uid if facts is not None and len(sources) == 1 else None
     if told is not None and told != evidence[0].sop_uid:
         raise DicomInputError(
@@ -128,3 +129,14 @@ def read_sources(
             "(0008,0018) differ; give the image that was classified"
         )
     return evidence
+
+
+def _frames_told(results: Sequence[Reported]) -> tuple[int, ...]:
+    """The frames that the results say they come from; empty where they say nothing."""
+    clip = next((item for item in results if item.frames is not None), None)
+    if clip is not None and clip.frames is not None:
+        left_out = {item.index for item in clip.images.left_out} if clip.images else set()
+        numbers = clip.frames.numbers
+        return tuple(number for row, number in enumerate(numbers) if row not in left_out)
+    facts = next((item.dicom for item in results if item.dicom is not None), None)
+    return () if facts is None or facts.frame is None else (facts.frame,)

@@ -383,7 +383,7 @@ def _group(
             sr.SourceImageForMeasurementGroup(
                 item.sop_class_uid,
                 item.sop_uid,
-                None if item.frame_reference is None else [item.frame_reference],
+                item.frame_references,
             )
             for item in evidence
         ],

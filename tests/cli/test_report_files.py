@@ -93,6 +93,22 @@ def test_an_archive_gets_its_reports_and_a_resumed_run_replaces_none(tiny_bundle
     assert again["film.sr.dcm"] == first["film.sr.dcm"]
 
 
+def test_a_combined_result_refers_to_all_its_images(tiny_bundle, tmp_path):
+    paths = [tmp_path / f"{name}.dcm" for name in "ab"]
+    for index, path in enumerate(paths):
+        film(path, SOPInstanceUID=f"1.2.3.{index}")
+    out = tmp_path / "r.dcm"
+    done = run(
+        *("classify", *paths, "--combine", "--task", "chest-xray", "--bundle", tiny_bundle),
+        *("--out-sr", out),
+    )
+    assert done.code == 0, done.err
+    assert dciodvfy_errors(out) == []
+    group = highdicom.sr.srread(out).content.get_image_measurement_groups()[0]
+    named = [str(item.referenced_sop_instance_uid) for item in group.source_images]
+    assert named == ["1.2.3.0", "1.2.3.1"]
+
+
 def test_an_image_outside_the_intended_use_gets_a_report_without_findings(tiny_bundle, tmp_path):
     film(tmp_path / "film.dcm", Modality="MR")
     (line,) = run_json(

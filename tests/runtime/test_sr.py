@@ -42,6 +42,7 @@ from umd_edge import (  # noqa: E402
     write_sr,
 )
 from umd_edge._coded import finding_concept  # noqa: E402
+from umd_edge._results import ClipFrames, LeftOut, StudyImages  # noqa: E402
 
 
 def dump(path) -> str:
@@ -242,6 +243,20 @@ def test_the_frame_and_the_object_follow_from_the_result():
     with pytest.raises(DicomInputError, match="another DICOM object") as caught:
         sr_report(classification(dicom=replace(facts, sop_instance_uid="1.2.3.4")), clip)
     assert OBJECT not in str(caught.value)
+
+
+def test_the_frames_of_a_clip_that_were_used_are_all_named():
+    clip = film(frames=5, SOPClassUID=US_CLIP)
+    used = StudyImages(given=3, used=2, left_out=(LeftOut(1, "out_of_distribution", "dark"),))
+    result = classification(frames=ClipFrames(numbers=(1, 3, 5), total=5), images=used)
+    (image,) = groups(sr_report(result, clip))[1].source_images
+    assert list(image.ReferencedSOPSequence[0].ReferencedFrameNumber) == [1, 5]
+    assert "Frames 1, 5 of the object." in texts(groups(sr_report(result, clip))[0], "Comment")
+
+
+def test_an_object_that_is_no_image_is_refused():
+    with pytest.raises(DicomInputError, match="so no image"):
+        sr_report(classification(), film(Rows=None))
 
 
 def test_several_images_of_one_study_are_all_evidence():
