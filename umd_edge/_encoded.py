@@ -81,6 +81,9 @@ class EncodedImage:
 
     def profile(self) -> ImageProfile:
         """What the out-of-distribution scores of all tasks need; computed at the first call."""
+        profile = self._profile
+        if profile is not None:
+            return profile
         tokens = self.features()[0]
         with self._lock:
             if self._profile is None:

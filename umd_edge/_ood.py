@@ -128,16 +128,16 @@ def appearance_statistics(image: npt.NDArray[np.uint8]) -> Float64Array:
     rows, columns = grey.shape
     size = rows * columns
     counts = np.bincount(grey.ravel(), minlength=256)
-    first, second, third = (int(value) for value in np.add.reduce(_POWERS * counts, axis=1))
+    first, second, third = np.einsum("ij,j->i", _POWERS, counts).tolist()
     mean, variance = first / size, (second * size - first * first) / (size * size)
     spread = math.sqrt(variance) / 255.0
     central = third / size - 3.0 * mean * variance - mean * mean * mean
     coarse = [count / size for count in np.add.reduce(counts.reshape(16, 16), axis=1).tolist()]
-    by_row = np.add.reduce(grey, axis=1, dtype=np.int32)
-    by_column = np.add.reduce(grey, axis=0, dtype=np.int32)
+    by_row = np.add.reduce(grey, axis=1, dtype=np.int32).tolist()
+    by_column = np.add.reduce(grey, axis=0, dtype=np.int32).tolist()
     top, side = rows // 4, columns // 4
     middle = grey[top : rows - top, side : columns - side]
-    inner = int(np.add.reduce(np.add.reduce(middle, axis=0, dtype=np.int32)))
+    inner = int(np.add.reduce(middle, axis=(0, 1), dtype=np.int32))
     sums = [_sum(tint) / size / 255.0 for tint in tints]
     colour = sum(_sum(np.abs(tint)) / size / 255.0 for tint in tints)
     values = [
@@ -189,11 +189,10 @@ def _mean_step(ahead: npt.NDArray[np.int16], behind: npt.NDArray[np.int16]) -> f
     return _sum(difference) / difference.size / 255.0
 
 
-def _halves(sums: npt.NDArray[np.int32]) -> float:
+def _halves(sums: list[int]) -> float:
     """Mean of the first half of the sums minus that of the rest."""
     half = len(sums) // 2
-    before, after = sums[:half], sums[half:]
-    return int(before.sum()) / len(before) - int(after.sum()) / len(after)
+    return sum(sums[:half]) / half - sum(sums[half:]) / (len(sums) - half)
 
 
 def energy(logits: npt.NDArray[np.float32], *, multi_label: bool) -> float:
@@ -203,8 +202,9 @@ def energy(logits: npt.NDArray[np.float32], *, multi_label: bool) -> float:
         # log(1 + exp(z)) without overflow.
         softplus = np.maximum(values, 0.0) + np.log1p(np.exp(-np.abs(values)))
         return -float(np.add.reduce(softplus))
-    highest = float(values.max())
-    return -(highest + float(np.log(np.add.reduce(np.exp(values - highest)))))
+    highest = float(np.maximum.reduce(values))
+    values -= highest
+    return -(highest + math.log(float(np.add.reduce(np.exp(values, out=values)))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,12 +244,12 @@ class OodModel:
         left = float(np.add.reduce(scaled * scaled)) - float(np.add.reduce(squares))
         inside = float(np.add.reduce(squares * self.weights))
         # The difference of two rounded sums can be below 0 by a rounding.
-        return float(np.sqrt(inside + max(left, 0.0) * self.rest))
+        return math.sqrt(inside + max(left, 0.0) * self.rest)
 
     def appearance_distance(self, statistics: Float64Array) -> float:
         """Distance of (17,) appearance statistics."""
         turned = np.einsum("ij,j->i", self.whitening, statistics - self.appearance_centre)
-        return float(np.sqrt(np.add.reduce(turned * turned)))
+        return math.sqrt(float(np.add.reduce(turned * turned)))
 
     def image_score(self, profile: ImageProfile) -> OodScore:
         """The score of the two parts that the image alone gives."""
