@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from ._explanation import METHODS, Explanation, Method
 from ._insides import CELLS
 from ._postprocess import probabilities
 from ._records import compose_text
-from ._results import Answer, Classification
+from ._results import Answer, Classification, Result
 from ._task import TaskSpec, output_name
 from .errors import UsageError
 
@@ -101,19 +101,14 @@ def explain(encoded: EncodedImage, engine: Engine, request: Request) -> Explanat
     else:
         prediction = encoded.classify(spec.name, text=request.text, structured=request.structured)
     common: dict[str, Any] = {
-        "status": prediction.status,
-        "reason": prediction.reason,
-        "bundle": prediction.bundle,
-        "variant": prediction.variant,
-        "provider": prediction.provider,
-        "int8_path": prediction.int8_path,
+        **{item.name: getattr(prediction, item.name) for item in fields(Result)},
         "task": spec.name,
         "method": method,
         "proven": proven,
         "question": request.question or "",
         "image_size": encoded.image_size,
     }
-    before = prediction.timing
+    before = common.pop("timing")
     if prediction.status == "outside_intended_use":
         return Explanation(**common, target="", probability=0.0, map=None, timing=before)
     start = perf_counter()

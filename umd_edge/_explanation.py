@@ -96,6 +96,7 @@ class Explanation(Result):
             **({"question": self.question} if self.question else {}),
             "status": self.status,
             "reason": self.reason,
+            **({} if self.ood_score is None else {"ood_score": self.ood_score}),
             "target": self.target,
             "probability": self.probability,
             "method": self.method,

@@ -130,6 +130,7 @@ def test_frame_of_a_clip_is_the_one_that_is_drawn(bundle, tmp_path):
     for frame in (1, 2):
         (line,) = run_json(*call, "--frame", frame)
         maps.append(line["map"])
+        assert line["dicom"]
         with Image.open(out) as picture:
             left = (picture.width - 52) // 2
             shown = np.asarray(picture.crop((left, 0, left + 52, 40))).astype(int)
