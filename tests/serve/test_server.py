@@ -308,3 +308,38 @@ def test_a_second_signal_ends_it_at_once(loopback, tiny_bundle, png):
     assert time.monotonic() - started < 5
     assert code == 0
     assert "Traceback" not in log
+
+
+_HANGING = """
+import sys, time
+from umd_edge import Predictor
+from umd_edge.serve import ServeOptions, serve
+
+class Hanging(Predictor):
+    def encode(self, image, *, frame=None):
+        time.sleep(600)
+
+options = ServeOptions(port=0, workers=1, timeout_s=0.3, grace_s=0.5)
+serve(Hanging.load(sys.argv[1]), options, on_start=lambda url: print(url, flush=True))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_a_worker_that_hangs_for_ever_does_not_keep_the_process(loopback, tiny_bundle, png):
+    process = subprocess.Popen(
+        [sys.executable, "-c", _HANGING, str(tiny_bundle)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        port = int(process.stdout.readline().rsplit(":", 1)[1])
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+            connection.sendall(post("/v1/images", png))
+            assert status_of(read_all(connection)) == 504
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=15)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0
