@@ -40,6 +40,7 @@ from .gates import GateOptions, GateResult, invariance_gate, parity_gate, requir
 from .golden import golden_inputs, golden_outputs, golden_tolerance
 from .graphs import OPSET, PARTS, GraphIO, export_graphs, graph_io
 from .invariance import measure_invariance
+from .ood import fit_ood_of
 from .parity import measure_parity
 from .places import check_place, full_disk_told
 from .quantize import QuantiseOptions, quantise_variant
@@ -347,7 +348,14 @@ def build_bundle(
                 allow_non_commercial=allow_non_commercial,
                 progress=progress,
             )
-            built = write_fitted(*fitted, fit_data, out)
+            ood = fit_ood_of(
+                packed.path,
+                fit_data,
+                range_data,
+                allow_non_commercial=allow_non_commercial,
+                progress=progress,
+            )
+            built = write_fitted(*fitted, fit_data, out, ood=ood)
         else:
             built = write_bundle(files, out)
     _write_report(replace(content, sha256=built.sha256), report, pictures)

@@ -6,14 +6,14 @@ Measured through the bundle's own default variant, as a device would run it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from umd_edge import Predictor
-from umd_edge._arrays import write_arrays
+from umd_edge._arrays import read_arrays, write_arrays
 from umd_edge._encoded import EncodedImage
 from umd_edge._ood import energy
 from umd_edge._ood_spec import OodSpec
@@ -22,8 +22,9 @@ from umd_edge._task import TaskSpec
 from umd_edge.errors import DataError, InputError
 
 from .ood_fit import QUANTILE, Float32Array, ImageStatistics, fit_model
+from .samples import read_free_records
 
-__all__ = ["OOD_FILE", "OodFit", "fit_ood", "image_examples", "measure_images"]
+__all__ = ["OOD_FILE", "OodFit", "fit_ood", "fit_ood_of", "image_examples", "measure_images"]
 
 OOD_FILE = "ood.npz"
 MIN_IMAGES = 40
@@ -49,6 +50,63 @@ class OodFit:
     def files(self) -> dict[str, bytes]:
         """Path -> bytes of the bundle's files; none where no task was fitted."""
         return {OOD_FILE: write_arrays(self.arrays)} if self.arrays else {}
+
+    def apply(
+        self, tasks: Sequence[TaskSpec], files: Mapping[str, bytes]
+    ) -> tuple[tuple[TaskSpec, ...], dict[str, bytes]]:
+        """Tasks and files of a bundle with this fit; what it left out stays as it was.
+
+        Args:
+            tasks: Of the bundle.
+            files: Path -> bytes of all its files.
+        """
+        if not self.arrays:
+            return tuple(tasks), dict(files)
+        kept: dict[str, Float32Array] = {}
+        if OOD_FILE in files:
+            before = read_arrays(files[OOD_FILE], f"file {OOD_FILE!r}")
+            kept = {
+                key: array
+                for key, array in before.items()
+                if key.split("/", 1)[0] not in self.specs
+            }
+        changed = tuple(
+            replace(task, out_of_distribution=self.specs.get(task.name, task.out_of_distribution))
+            for task in tasks
+        )
+        return changed, {**files, OOD_FILE: write_arrays({**kept, **self.arrays})}
+
+
+def fit_ood_of(
+    path: Path,
+    data: Sequence[Path],
+    reference_data: Sequence[Path] = (),
+    *,
+    allow_non_commercial: bool = False,
+    progress: Progress = lambda message: None,
+) -> OodFit:
+    """`fit_ood` of a bundle's file on JSONL manifests.
+
+    Args:
+        path: The bundle.
+        data: Records that the model was not trained on.
+        reference_data: Records that it was trained on.
+        allow_non_commercial: Also take records that are not marked `non_commercial: false`.
+        progress: Called with a line for each task.
+
+    Raises:
+        BundleError: The bundle is missing or damaged.
+        DataError: A file or an image is unreadable, or a record is restricted.
+    """
+    validation, reference = (
+        [
+            record
+            for file in read_free_records(paths, allow_non_commercial=allow_non_commercial)
+            for record in file
+        ]
+        for paths in (data, reference_data)
+    )
+    return fit_ood(Predictor.load(path), validation, reference, progress=progress)
 
 
 def image_examples(

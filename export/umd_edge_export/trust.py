@@ -21,6 +21,7 @@ from umd_edge._predictor import Predictor
 from umd_edge._task import TaskSpec
 
 from .card import with_trust_section
+from .ood import OodFit
 from .places import check_place, full_disk_told
 from .trust_decisions import (
     AbstainRule,
@@ -157,6 +158,7 @@ def write_fitted(
     out: Path,
     *,
     rule: AbstainRule | None = None,
+    ood: OodFit | None = None,
 ) -> Bundle:
     """Write a bundle with the fitted tasks; graphs and golden vectors stay byte for byte.
 
@@ -168,6 +170,7 @@ def write_fitted(
         data: Its records, for the report.
         out: The `.umd` file; replaced in one step.
         rule: When to abstain, for the report.
+        ood: Out-of-distribution scores to put in; None leaves them as they are.
 
     Raises:
         UsageError: The place cannot be written.
@@ -188,6 +191,8 @@ def write_fitted(
         },
         "tasks": {name: item.to_dict() for name, item in sorted(fitted.items())},
     }
+    if ood is not None:
+        report["trust"]["out_of_distribution"] = dict(ood.report)
     files["report.json"] = dump_canonical(report)
     if "MODEL_CARD.md" in files:
         card = files["MODEL_CARD.md"].decode("utf-8")
@@ -195,6 +200,8 @@ def write_fitted(
     tasks = tuple(
         fitted[task.name].task if task.name in fitted else task for task in manifest.tasks
     )
+    if ood is not None:
+        tasks, files = ood.apply(tasks, files)
     changed = replace(manifest, tasks=tasks, files=file_entries(files))
     # Read back: what the runtime would refuse is not written.
     checked = Manifest.from_bytes(changed.to_bytes()).to_bytes()

@@ -35,6 +35,13 @@ def _note(message: str) -> None:
     required=True,
     help="JSONL of labelled records of patients that the model was not trained on; repeatable.",
 )
+@click.option(
+    "--reference-data",
+    type=_PATH,
+    multiple=True,
+    help="JSONL of records that it was trained on: where each task's images lie, for the "
+    "out-of-distribution score; repeatable. [those of --data, held out by patient]",
+)
 @click.option("--out", type=_PATH, help="The .umd file to write; may be BUNDLE itself.")
 @click.option(
     "--report",
@@ -59,6 +66,7 @@ def _note(message: str) -> None:
 def trust(
     bundle: Path,
     data: tuple[Path, ...],
+    reference_data: tuple[Path, ...],
     out: Path | None,
     report: Path | None,
     max_risk: float | None,
@@ -66,11 +74,12 @@ def trust(
     allow_non_commercial: bool,
     as_json: bool,
 ) -> None:
-    """Fit scaling, operating points, prediction sets and abstention of BUNDLE to labelled records.
+    """Fit probabilities, operating points, abstention and out-of-distribution of BUNDLE.
 
     For a new bundle, or for one site: the graphs stay as they are, byte for byte. Tasks without
     records stay as they are too.
     """
+    from .ood import fit_ood_of
     from .places import check_place
     from .trust import fit_bundle, write_fitted
     from .trust_decisions import AbstainRule
@@ -90,7 +99,15 @@ def trust(
     if report is not None:
         result["proof"] = _prove(opened, fitted, report)
     if out is not None:
-        built = write_fitted(opened, fitted, data, out, rule=rule)
+        ood = fit_ood_of(
+            bundle,
+            data,
+            reference_data,
+            allow_non_commercial=allow_non_commercial,
+            progress=_note,
+        )
+        result["out_of_distribution"] = dict(ood.report)
+        built = write_fitted(opened, fitted, data, out, rule=rule, ood=ood)
         result["bundle"] = {
             "name": built.manifest.name,
             "version": built.manifest.version,

@@ -17,7 +17,7 @@ from umd_edge._arrays import read_arrays, write_arrays
 from umd_edge._bundle import file_entries, write_bundle
 from umd_edge._ood import load_models
 from umd_edge._records import read_records
-from umd_edge_export.ood import MIN_IMAGES, OOD_FILE, fit_ood
+from umd_edge_export.ood import MIN_IMAGES, OOD_FILE, fit_ood, fit_ood_of
 from umd_edge_export.ood_fit import ImageStatistics, build_model, fit_model, quantile_above
 
 
@@ -200,3 +200,36 @@ def test_a_picture_that_cannot_be_read_is_named_by_its_line(tmp_path: Path):
     (tmp_path / "records.jsonl-7.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"records\.jsonl:15"):
         fit_ood(Predictor.load(TINY), read_records(path))
+
+
+def test_a_fit_replaces_its_own_tasks_and_keeps_the_others(fit):
+    bundle = Predictor.load(TINY).bundle
+    files = {name: bundle.read(name) for name in bundle.manifest.files}
+    tasks, first = fit.apply(bundle.manifest.tasks, files)
+    only = replace(
+        fit,
+        specs={"vqa": replace(fit.specs["vqa"], n=7)},
+        arrays={key: 2 * value for key, value in fit.arrays.items() if key.startswith("vqa/")},
+    )
+    again, second = only.apply(tasks, first)
+    assert [task.out_of_distribution.n for task in again if task.name == "vqa"] == [7]
+    assert again[1:] == tasks[1:]
+    before, after = (read_arrays(item[OOD_FILE], "file") for item in (first, second))
+    assert set(before) == set(after)
+    for key, value in before.items():
+        expected = 2 * value if key.startswith("vqa/") else value
+        assert np.array_equal(after[key], expected)
+
+
+def test_a_fit_of_nothing_changes_nothing(fit):
+    bundle = Predictor.load(TINY).bundle
+    files = {name: bundle.read(name) for name in bundle.manifest.files}
+    nothing = replace(fit, specs={}, arrays={})
+    assert nothing.apply(bundle.manifest.tasks, files) == (bundle.manifest.tasks, files)
+
+
+def test_restricted_records_are_refused(tmp_path: Path):
+    path = write_records(tmp_path, 3)
+    with pytest.raises(DataError, match="not marked `non_commercial: false`"):
+        fit_ood_of(TINY, [path])
+    assert fit_ood_of(TINY, [path], allow_non_commercial=True).files == {}
