@@ -17,7 +17,7 @@ from collections.abc import Callable
 __all__ = ["Heap", "heap"]
 
 _RUNS = 256
-_GROWTH = 1.04
+_GROWTH = 1.01
 
 
 class Heap:
