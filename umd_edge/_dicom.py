@@ -17,12 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ._colour import ybr_to_rgb
+from ._dicom_compressed import decode_compressed
 from ._dicom_facts import GREY, check_object, dicom_facts, is_video
 from ._dicom_file import INSTALL, functional_group, guarded, read_dataset
 from ._dicom_tables import grey_table, palette_to_rgb
-from ._gdcm import decode_jpeg_12_bit
 from ._grey import GreyLook, LookupTable, VoiWindow, grey_to_uint8, stored_values, to_uint8
-from ._headers import compressed_size, is_whole_codestream, repaired_sequential_jpeg
 from ._image import DicomFacts, LoadedImage
 from ._video import check_taken, load_clip_frames
 from .errors import DicomInputError, MissingDependencyError
@@ -71,8 +70,14 @@ def load_dicom_frames(
 def _load_video(pydicom: Any, dataset: Any, indices: Sequence[int], name: str) -> list[LoadedImage]:
     """Frames of an object whose pixels are one MPEG stream (PS3.5 8.2.5 to 8.2.12)."""
     data = io.BytesIO(dataset.PixelData)
-    pydicom.encaps.parse_basic_offsets(data)
-    stream = b"".join(pydicom.encaps.generate_fragments(data))
+    try:
+        pydicom.encaps.parse_basic_offsets(data)
+        stream = b"".join(pydicom.encaps.generate_fragments(data))
+    except ValueError:
+        raise DicomInputError(
+            f"{name}: the TransferSyntaxUID (0002,0010) says that the pixels are a video, and they "
+            "are not; export it again"
+        ) from None
     facts = [dicom_facts(dataset, index, name) for index in indices]
     images = load_clip_frames(stream, name, [index + 1 for index in indices])
     if any(image.pixels.shape[:2] != (facts[0].rows, facts[0].columns) for image in images):
@@ -130,12 +135,7 @@ def _decode(
         if photometric in ("YBR_FULL", "YBR_FULL_422"):
             array, photometric = ybr_to_rgb(array, int(dataset.BitsStored)), "RGB"
     else:
-        _check_high_bit(dataset, name)
-        data = _checked_codestream(pydicom, dataset, facts, index, name)
-        if syntax == pydicom.uid.JPEGExtended12Bit and int(dataset.BitsStored) > 8:
-            return decode_jpeg_12_bit(data, facts.rows, facts.columns), facts.photometric
-        array, meta = decoder.as_array(dataset, index=index, raw=False)
-        photometric = str(meta["photometric_interpretation"])
+        array, photometric = decode_compressed(pydicom, dataset, facts, index, name)
     if array.shape[:2] != (facts.rows, facts.columns):
         raise DicomInputError(f"{name}: the pixels are not of Rows x Columns; export it again")
     return array, photometric
@@ -156,45 +156,6 @@ def _bits(dataset: Any, name: str) -> tuple[int, int]:
             "(0028,0100); export the image again"
         )
     return stored, high
-
-
-def _check_high_bit(dataset: Any, name: str) -> None:
-    stored = int(dataset.BitsStored)
-    if int(dataset.get("HighBit", stored - 1)) != stored - 1:
-        raise DicomInputError(
-            f"{name}: HighBit (0028,0102) is not BitsStored (0028,0101) less one, which compressed "
-            "pixels cannot have; export the image again"
-        )
-
-
-def _checked_codestream(
-    pydicom: Any, dataset: Any, facts: DicomFacts, index: int, name: str
-) -> bytes:
-    """One frame's data; refused when it is cut off or its size is not the header's.
-
-    A known slip of old writers is mended.
-    """
-    offsets = None
-    if "ExtendedOffsetTable" in dataset:
-        offsets = (dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths)
-    data = pydicom.encaps.get_frame(
-        dataset.PixelData, index, number_of_frames=facts.frames, extended_offsets=offsets
-    )
-    size = compressed_size(data)
-    if size is not None and size != (facts.columns, facts.rows):
-        raise DicomInputError(
-            f"{name}: the compressed pixels are {size[0]} x {size[1]}, Columns (0028,0011) and "
-            f"Rows (0028,0010) say {facts.columns} x {facts.rows}; export it again"
-        )
-    if not is_whole_codestream(data):
-        raise DicomInputError(
-            f"{name}: the compressed pixels of frame {index + 1} are cut off; copy or export the "
-            "file again"
-        )
-    repaired = repaired_sequential_jpeg(data)
-    if repaired != data:
-        dataset.PixelData = dataset.PixelData.replace(data, repaired)
-    return repaired
 
 
 def _grey(

@@ -11,7 +11,16 @@ from ._headers import check_size
 from ._image import DicomFacts
 from .errors import DicomInputError
 
-__all__ = ["COLOUR", "GREY", "check_object", "dicom_facts", "identity", "is_video", "no_image"]
+__all__ = [
+    "COLOUR",
+    "GREY",
+    "check_object",
+    "dicom_facts",
+    "identity",
+    "is_video",
+    "no_image",
+    "samples_of",
+]
 
 GREY = ("MONOCHROME1", "MONOCHROME2")
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR")
@@ -127,8 +136,8 @@ def dicom_facts(dataset: Any, index: int, name: str) -> DicomFacts:
     known = [*GREY, *COLOUR, "YBR_PARTIAL_420"] if is_video(dataset) else [*GREY, *COLOUR]
     if photometric not in known:
         raise DicomInputError(f"{name}: PhotometricInterpretation (0028,0004) is none of {known}")
-    samples = 1 if photometric in (*GREY, "PALETTE COLOR") else 3
-    if int(dataset.get("SamplesPerPixel") or samples) != samples:
+    given = dataset.get("SamplesPerPixel")
+    if given is not None and int(given) != samples_of(photometric):
         raise DicomInputError(
             f"{name}: SamplesPerPixel (0028,0002) does not fit PhotometricInterpretation "
             "(0028,0004); export the image again"
@@ -149,6 +158,11 @@ def dicom_facts(dataset: Any, index: int, name: str) -> DicomFacts:
         imager_pixel_spacing_mm=_spacing(dataset.get("ImagerPixelSpacing")),
         **identity(dataset),
     )
+
+
+def samples_of(photometric: str) -> int:
+    """How many values a pixel has."""
+    return 1 if photometric in (*GREY, "PALETTE COLOR") else 3
 
 
 def identity(dataset: Any) -> dict[str, str | None]:

@@ -6,13 +6,15 @@ A header can claim any size. Decoders believe it and allocate; so the claim is c
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from .errors import ImageInputError
 
 __all__ = [
     "MAX_PIXELS",
+    "Codestream",
     "check_size",
-    "compressed_size",
+    "codestream_facts",
     "is_whole_codestream",
     "jpeg_facts",
     "jpeg_size",
@@ -140,18 +142,37 @@ def _jpeg2000_start(data: bytes) -> int:
     return start if len(data) >= start + 24 else -1
 
 
-def compressed_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height of a JPEG, JPEG-LS or JPEG 2000 codestream; None where it is neither."""
+@dataclass(frozen=True, slots=True)
+class Codestream:
+    """What the header of a JPEG, JPEG-LS or JPEG 2000 codestream says."""
+
+    width: int
+    height: int
+    samples: int
+    bits: int
+    """Of the deepest sample."""
+
+
+def codestream_facts(data: bytes) -> Codestream | None:
+    """Facts of a codestream; None where it is none, or its header is cut off."""
     if data[:2] == b"\xff\xd8":
-        return jpeg_size(data)
+        for marker, position in _jpeg_segments(data):
+            if marker in _SOF and position + 10 <= len(data):
+                height = int.from_bytes(data[position + 5 : position + 7], "big")
+                width = int.from_bytes(data[position + 7 : position + 9], "big")
+                return Codestream(width, height, data[position + 9], data[position + 4])
+        return None
     start = _jpeg2000_start(data)
-    if start < 0:
+    if start < 0 or len(data) < start + 42:
         return None
     numbers = [
         int.from_bytes(data[start + 8 + 4 * index : start + 12 + 4 * index], "big")
         for index in range(4)
     ]
-    return numbers[0] - numbers[2], numbers[1] - numbers[3]
+    samples = int.from_bytes(data[start + 40 : start + 42], "big")
+    depths = data[start + 42 : start + 42 + 3 * samples : 3]
+    bits = max(((depth & 0x7F) + 1 for depth in depths), default=0)
+    return Codestream(numbers[0] - numbers[2], numbers[1] - numbers[3], samples, bits)
 
 
 def is_whole_codestream(data: bytes) -> bool:

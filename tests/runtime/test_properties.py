@@ -13,7 +13,7 @@ from hypothesis import strategies as st  # noqa: E402
 from support.bundles import tiny_manifest  # noqa: E402
 from umd_edge import ManifestError, UmdEdgeError  # noqa: E402
 from umd_edge._fields import is_safe_path  # noqa: E402
-from umd_edge._headers import jpeg2000_size, jpeg_size, repaired_sequential_jpeg  # noqa: E402
+from umd_edge._headers import codestream_facts, jpeg_size, repaired_sequential_jpeg  # noqa: E402
 from umd_edge._image import load_image  # noqa: E402
 from umd_edge._json import dump_canonical, load_strict  # noqa: E402
 from umd_edge._manifest import Manifest  # noqa: E402
@@ -130,7 +130,7 @@ def test_any_bytes_as_image_are_an_input_error_or_pixels(data: bytes):
 @given(st.binary(max_size=200))
 def test_header_readers_end_for_any_bytes(data: bytes):
     jpeg_size(b"\xff\xd8" + data)
-    jpeg2000_size(b"\xff\x4f\xff\x51" + data)
+    codestream_facts(b"\xff\x4f\xff\x51" + data)
     repaired = repaired_sequential_jpeg(b"\xff\xd8" + data)
     assert len(repaired) == len(data) + 2
 
