@@ -42,6 +42,7 @@ COVERAGES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 """At which prediction sets are looked at."""
 _Z = 1.959963984540054
 _TAIL = 0.025
+_CHUNK_CELLS = 4_000_000
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:
@@ -155,18 +156,33 @@ def risk_coverage(
     kept = np.arange(1, n + 1)
     curve = np.cumsum(expected) / kept
     resamples = Resamples(groups)
-    weights = resamples.counts[:, resamples.index[order]]
-    total = np.cumsum(weights, axis=1)
-    wrong = np.cumsum(weights * expected, axis=1)
-    values = np.divide(wrong, total, out=np.zeros_like(wrong), where=total > 0)
-    areas = (values * weights).sum(axis=1) / total[:, -1]
     return RiskCoverage(
         kept / n,
         curve,
-        resamples.metric(areas, n),
+        resamples.metric(_areas(resamples, order, expected), n),
         float(risk.mean()),
         float((np.cumsum(np.sort(risk)) / kept).mean()),
     )
+
+
+def _areas(resamples: Resamples, order: npt.NDArray[np.intp], risk: FloatArray) -> FloatArray:
+    """Area under the curve of the data and of each resample -> (1 + resamples,).
+
+    Args:
+        resamples: Of the records as given.
+        order: (N,) rows, the most confident first.
+        risk: (N,) in that order.
+    """
+    group = resamples.index[order]
+    step = max(1, _CHUNK_CELLS // len(group))
+    areas = []
+    for first in range(0, len(resamples.counts), step):
+        weights = resamples.counts[first : first + step][:, group]
+        total = np.cumsum(weights, axis=1)
+        wrong = np.cumsum(weights * risk, axis=1)
+        values = np.divide(wrong, total, out=np.zeros_like(wrong), where=total > 0)
+        areas.append((values * weights).sum(axis=1) / total[:, -1])
+    return np.concatenate(areas)
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,6 +155,15 @@ def test_risk_coverage_is_the_mean_over_every_order_of_equal_confidences(pairs):
     assert found.random == pytest.approx(risk.mean())
 
 
+def test_the_interval_of_the_area_does_not_depend_on_how_it_is_cut(monkeypatch):
+    rng = np.random.default_rng(1)
+    given = rng.random(50), (rng.random(50) < 0.3).astype(float), [str(k // 2) for k in range(50)]
+    whole = risk_coverage(*given).area
+    monkeypatch.setattr("umd_edge._site_report_figures._CHUNK_CELLS", 120)
+    assert risk_coverage(*given).area == whole
+    assert whole.low < whole.value < whole.high
+
+
 def test_risk_coverage_needs_records():
     assert risk_coverage(np.empty(0), np.empty(0), []) is None
 

@@ -269,7 +269,7 @@ def test_several_images_of_one_study_are_all_evidence():
         sr_report(classification(), [film(), film(StudyInstanceUID="1.2.9")])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.floats(0, 1))
 def test_every_probability_comes_back(probability):
     result = classification(findings=(Finding("Edema", probability, False),))
@@ -393,7 +393,7 @@ def test_a_repr_shows_no_identifier():
 
 
 def test_every_finding_of_a_large_task_stands_in_the_report():
-    findings = tuple(Finding(f"label {k}", k / 100, k % 2 == 0) for k in range(60))
+    findings = tuple(Finding(f"label {k}", k / 100, k % 2 == 0) for k in range(30))
     result = Classification(**COMMON, status="ok", task="many", findings=findings)
     found = groups(sr_report(result, film()))
     assert [group.finding_type.meaning for group in found[1:]] == [f.label for f in findings]
