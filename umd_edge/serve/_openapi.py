@@ -7,11 +7,10 @@ from typing import Any
 from .. import __version__
 from .._predictor import Predictor
 from ._options import ServeOptions
+from ._schemas import reference, schemas
 
 __all__ = ["describe"]
 
-_STATUSES = ["ok", "abstain", "out_of_distribution", "outside_intended_use"]
-_STAGES = ["decode", "preprocess", "vision", "text", "fusion", "total"]
 _ERRORS = {
     "400": "A field is missing, unknown or not readable",
     "401": "The token is missing or wrong",
@@ -30,6 +29,55 @@ _ERRORS = {
 }
 
 
+def _string(description: str) -> dict[str, Any]:
+    return {"type": "string", "description": description}
+
+
+def _errors(*statuses: str) -> dict[str, Any]:
+    return {
+        status: {"description": _ERRORS[status], "content": _json("Error")} for status in statuses
+    }
+
+
+def _json(schema: str) -> dict[str, Any]:
+    return {"application/json": {"schema": reference(schema)}}
+
+
+_WHOLE = {"type": "integer", "minimum": 1}
+_SHARE = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
+_SIDE = {**_WHOLE, "description": "Longest side of the PNG"}
+_TEXT = _string("Free text, for a task that reads it")
+_VALUES = {"type": "object", "description": "Values that the task reads"}
+_EXPLAIN_FIELDS = {
+    "question": _string("Explain the answer to it"),
+    "task": _string("Explain the classification by it"),
+    "label": _string("What to explain; the most probable one where it is left out"),
+    "text": _TEXT,
+    "structured": _VALUES,
+    "method": {"type": "string", "enum": ["attention", "ablation"]},
+    "unproven": {"type": "boolean", "description": "Allow a map that is not proven"},
+    "format": {"type": "string", "enum": ["json", "png"], "default": "json"},
+    "side": _SIDE,
+}
+_REMOVE = {
+    "operationId": "removeImage",
+    "summary": "Forget an image before its time",
+    "parameters": [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}],
+    "responses": {"204": {"description": "Forgotten"}, **_errors("401", "404")},
+}
+_METRICS = {
+    "operationId": "metrics",
+    "summary": "Counters for Prometheus",
+    "responses": {
+        "200": {
+            "description": "Text format of Prometheus",
+            "content": {"text/plain": {"schema": {"type": "string"}}},
+        },
+        **_errors("401"),
+    },
+}
+
+
 def describe(options: ServeOptions, predictor: Predictor) -> dict[str, Any]:
     """The document, with this bundle's tasks and this service's limits."""
     document: dict[str, Any] = {
@@ -44,7 +92,7 @@ def describe(options: ServeOptions, predictor: Predictor) -> dict[str, Any]:
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": _paths(predictor),
-        "components": {"schemas": _schemas()},
+        "components": {"schemas": schemas()},
     }
     if options.token is not None:
         schemes = {"token": {"type": "http", "scheme": "bearer"}}
@@ -54,25 +102,59 @@ def describe(options: ServeOptions, predictor: Predictor) -> dict[str, Any]:
 
 
 def _paths(predictor: Predictor) -> dict[str, Any]:
+    image = {
+        "image_id": _string("What /v1/images gave, instead of an image"),
+        "frame": {**_WHOLE, "description": "Frame of a DICOM object with several"},
+    }
+    png = {"image/png": {"schema": {"type": "string", "contentMediaType": "image/png"}}}
+    return {
+        "/v1/classify": _post(
+            "classify",
+            "Classify an image",
+            {**_classify_fields(predictor), **image},
+            _json("ClassifyLine"),
+        ),
+        "/v1/ask": _post(
+            "ask", "Ask about an image", {**_ask_fields(predictor), **image}, _json("AskLine")
+        ),
+        "/v1/explain": _post(
+            "explain",
+            "Where on the image a decision came from",
+            {**_EXPLAIN_FIELDS, **image},
+            {**_json("ExplainLine"), **png},
+        ),
+        "/v1/images": _post(
+            "addImage",
+            "Encode an image once, for many requests",
+            {"frame": image["frame"]},
+            _json("StoredImage"),
+            "201",
+        ),
+        "/v1/images/{id}": {"delete": _REMOVE},
+        "/v1/preview": _post("preview", "The image as 8-bit PNG", {"side": _SIDE, **image}, png),
+        "/v1/info": _get("info", "The bundle and the service", "Info"),
+        "/v1/tasks": _get("tasks", "The bundle's tasks and what they read", "Tasks"),
+        "/healthz": _get("health", "Whether the process runs", "State", token=False),
+        "/readyz": _get("ready", "Whether requests should be sent here", "State", token=False),
+        "/metrics": {"get": _METRICS},
+    }
+
+
+def _classify_fields(predictor: Predictor) -> dict[str, Any]:
     names = [task.name for task in predictor.tasks if task.kind == "classification"]
-    vqa = [task.name for task in predictor.tasks if task.kind == "vqa"]
-    image_id = _string("What /v1/images gave, instead of an image")
-    frame = {
-        "type": "integer",
-        "minimum": 1,
-        "description": "Frame of a DICOM object with several",
-    }
-    share = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
-    common = {"image_id": image_id, "frame": frame}
-    classify = {
+    return {
         "task": {"type": "string", "enum": names, "description": "Task of the bundle"},
-        "text": _string("Free text, for a task that reads it"),
-        "sensitivity": share,
-        "specificity": share,
-        "coverage": share,
-        "structured": {"type": "object", "description": "Values that the task reads"},
+        "text": _TEXT,
+        "structured": _VALUES,
+        "sensitivity": _SHARE,
+        "specificity": _SHARE,
+        "coverage": _SHARE,
     }
-    ask = {
+
+
+def _ask_fields(predictor: Predictor) -> dict[str, Any]:
+    names = [task.name for task in predictor.tasks if task.kind == "vqa"]
+    return {
         "question": {
             "type": "array",
             "items": {"type": "string"},
@@ -80,66 +162,8 @@ def _paths(predictor: Predictor) -> dict[str, Any]:
             "maxItems": 64,
             "description": "Questions; the field may be given several times",
         },
-        "task": {"type": "string", "enum": vqa, "description": "Where the bundle has several"},
-        "coverage": share,
-    }
-    explain = {
-        "question": _string("Explain the answer to it"),
-        "task": {"type": "string", "description": "Explain the classification by it"},
-        "label": _string("What to explain; the most probable one where it is left out"),
-        "text": classify["text"],
-        "structured": classify["structured"],
-        "method": {"type": "string", "enum": ["attention", "ablation"]},
-        "unproven": {"type": "boolean", "description": "Allow a map that is not proven"},
-        "format": {"type": "string", "enum": ["json", "png"], "default": "json"},
-        "side": {"type": "integer", "minimum": 1, "description": "Longest side of the PNG"},
-    }
-    line = {"application/json": {"schema": _ref("ClassifyLine")}}
-    answers = {"application/json": {"schema": _ref("AskLine")}}
-    kept = {"application/json": {"schema": _ref("StoredImage")}}
-    png = {"image/png": {"schema": {"type": "string", "contentMediaType": "image/png"}}}
-    return {
-        "/v1/classify": _post("classify", "Classify an image", {**classify, **common}, line),
-        "/v1/ask": _post("ask", "Ask about an image", {**ask, **common}, answers),
-        "/v1/images": _post(
-            "addImage", "Encode an image once, for many requests", {"frame": frame}, kept, "201"
-        ),
-        "/v1/images/{id}": {
-            "delete": {
-                "operationId": "removeImage",
-                "summary": "Forget an image before its time",
-                "parameters": [
-                    {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
-                ],
-                "responses": {"204": {"description": "Forgotten"}, **_errors("401", "404")},
-            }
-        },
-        "/v1/explain": _post(
-            "explain",
-            "Where on the image a decision came from",
-            {**explain, **common},
-            {"application/json": {"schema": _ref("ExplainLine")}, **png},
-        ),
-        "/v1/preview": _post(
-            "preview", "The image as 8-bit PNG", {"side": explain["side"], **common}, png
-        ),
-        "/v1/info": _get("info", "The bundle and the service", "Info"),
-        "/v1/tasks": _get("tasks", "The bundle's tasks and what they read", "Tasks"),
-        "/healthz": _get("health", "Whether the process runs", "State", token=False),
-        "/readyz": _get("ready", "Whether requests should be sent here", "State", token=False),
-        "/metrics": {
-            "get": {
-                "operationId": "metrics",
-                "summary": "Counters for Prometheus",
-                "responses": {
-                    "200": {
-                        "description": "Text format of Prometheus",
-                        "content": {"text/plain": {"schema": {"type": "string"}}},
-                    },
-                    **_errors("401"),
-                },
-            }
-        },
+        "task": {"type": "string", "enum": names, "description": "Where the bundle has several"},
+        "coverage": _SHARE,
     }
 
 
@@ -189,7 +213,7 @@ def _get(operation: str, summary: str, schema: str, *, token: bool = True) -> di
         "responses": {
             "200": {
                 "description": "Found",
-                "content": {"application/json": {"schema": _ref(schema)}},
+                "content": _json(schema),
             },
             **(_errors("401") if token else {}),
         },
@@ -197,101 +221,3 @@ def _get(operation: str, summary: str, schema: str, *, token: bool = True) -> di
     if not token:
         found["security"] = []
     return {"get": found}
-
-
-def _errors(*statuses: str) -> dict[str, Any]:
-    content = {"application/json": {"schema": _ref("Error")}}
-    return {status: {"description": _ERRORS[status], "content": content} for status in statuses}
-
-
-def _ref(name: str) -> dict[str, str]:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-def _string(description: str) -> dict[str, Any]:
-    return {"type": "string", "description": description}
-
-
-def _object(needed: dict[str, Any], optional: dict[str, Any] | None = None) -> dict[str, Any]:
-    properties = {**needed, **(optional or {})}
-    return {"type": "object", "required": sorted(needed), "properties": properties}
-
-
-def _list(items: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "array", "items": items}
-
-
-def _schemas() -> dict[str, Any]:
-    text, flag, number = {"type": "string"}, {"type": "boolean"}, {"type": "number", "minimum": 0}
-    probability = {"type": "number", "minimum": 0, "maximum": 1}
-    decided = {"status": {"type": "string", "enum": _STATUSES}, "reason": text}
-    common = {
-        "image": _string("The id, or the file name that came with the bytes"),
-        "index": {"const": 0},
-        "bundle": _object({"name": text, "version": text, "sha256": text}),
-        "variant": text,
-        "provider": text,
-        "int8_path": {"type": "string", "enum": ["", "native", "u8u8"]},
-        "timing_ms": _ref("Timing"),
-    }
-    error = _object({"type": text, "message": text}, {"frames": {"type": "integer"}})
-    reads = _object({"name": text, "kind": text, "unit": text, "categories": _list(text)})
-    task = {
-        "name": text,
-        "kind": {"type": "string", "enum": ["classification", "vqa", "retrieval"]},
-        "outputs": _list(text),
-        "multi_label": flag,
-        "reads_text": flag,
-        "reads": _list(reads),
-        "proven_maps": _list(text),
-        "applies_to": {"type": "object", "additionalProperties": _list(text)},
-    }
-    finding = _object({"label": text, "probability": probability, "positive": flag})
-    return {
-        "Error": _object({"error": error}),
-        "Timing": _object(dict.fromkeys(_STAGES, number)),
-        "Finding": finding,
-        "ClassifyLine": _object(
-            {**common, "task": text, **decided, "findings": _list(_ref("Finding"))}
-        ),
-        "Alternative": _object({"answer": text, "probability": probability}),
-        "Answer": _object(
-            {
-                "question": text,
-                "answer": text,
-                "probability": probability,
-                "alternatives": _list(_ref("Alternative")),
-                **decided,
-            }
-        ),
-        "ExplainLine": _object(
-            {
-                **common,
-                "task": text,
-                **decided,
-                "target": text,
-                "probability": probability,
-                "method": {"type": "string", "enum": ["attention", "ablation"]},
-                "proven": flag,
-                "unit": text,
-                "image_size": _object({"width": number, "height": number}),
-                "map": {"type": ["array", "null"], "items": _list({"type": "number"})},
-                "peak": {"type": ["object", "null"]},
-            }
-        ),
-        "AskLine": _object({**common, "answers": _list(_ref("Answer"))}),
-        "StoredImage": _object(
-            {
-                "image_id": text,
-                "expires_s": number,
-                "frames": {"type": "integer", "minimum": 1},
-                "frame": {"type": ["integer", "null"]},
-                "timing_ms": _ref("Timing"),
-            }
-        ),
-        "Info": _object(
-            {"name": text, "version": text, "sha256": text, "service": {"type": "object"}}
-        ),
-        "Tasks": _object({"tasks": _list(_object(task)), "suggestions": _list(text)}),
-        "State": _object({"status": text}),
-    }
