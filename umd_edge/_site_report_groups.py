@@ -16,11 +16,20 @@ from ._records import Example, Record
 from ._task import TaskSpec
 from .errors import UsageError
 
-__all__ = ["DEFAULT_FIELDS", "FEW_PATIENTS", "Subgroup", "check_fields", "subgroups"]
+__all__ = [
+    "DEFAULT_FIELDS",
+    "FEW_PATIENTS",
+    "TOLD_PATIENTS",
+    "Subgroup",
+    "check_fields",
+    "subgroups",
+]
 
 DEFAULT_FIELDS = ("age", "sex", "view", "modality", "region")
 FEW_PATIENTS = 20
 """Below this a group is marked: its interval says little."""
+TOLD_PATIENTS = 3
+"""Below this the page gives no figure: it would be that of a person."""
 _MOST_VALUES = 12
 _UNKNOWN = "not known"
 _OTHER = "other values"

@@ -20,6 +20,7 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: 
 th { background: #f3f5f7; } code { background: #f3f5f7; overflow-wrap: anywhere; }
 svg text { font: 12px system-ui, sans-serif; fill: #1b1b1b; } svg { max-width: 100%; height: auto; }
 div.wide svg { max-width: none; } .row { display: flex; flex-wrap: wrap; gap: .5em 1.5em; }
+.row > * { min-width: 0; max-width: 100%; }
 figure { margin: 0; } figcaption { font-size: 13px; max-width: 26em; }
 .verdict { font-size: 1.3em; font-weight: bold; padding: .4em .8em; display: inline-block; }
 .passed { color: #14691e; } .failed { color: #b3261e; font-weight: bold; } .note { color: #555; }

@@ -10,7 +10,7 @@ from ._charts import count_matrix
 from ._files import write_whole
 from ._site_report import SiteReport
 from ._site_report_figures import RiskCoverage
-from ._site_report_groups import FEW_PATIENTS, Subgroup
+from ._site_report_groups import FEW_PATIENTS, TOLD_PATIENTS, Subgroup
 from ._site_report_html import (
     STYLE,
     figure,
@@ -343,8 +343,10 @@ def _groups(report: SiteReport) -> list[str]:
         ),
         note(
             f"95 % intervals from resampling patients. Few: under {FEW_PATIENTS} patients, where "
-            "an interval says little. Red: the whole interval lies on the worse side of all "
-            f"records; of {len(report.groups)} groups looked at, one in twenty does so by chance."
+            f"an interval says little; of fewer than {TOLD_PATIENTS} no figure is given. Red: the "
+            "whole interval lies below the value of all records; of "
+            f"{len(report.groups)} groups looked at, one in twenty does so by chance. The ece of "
+            "fewer records is higher by itself."
         ),
     ]
 
@@ -356,14 +358,14 @@ def _group_metrics(groups: Sequence[Subgroup]) -> list[str]:
 
 def _group_cell(report: SiteReport, item: Subgroup, name: str) -> str:
     value = item.metrics.get(name)
-    if value is None or value.value is None:
+    if value is None or value.value is None or item.patients < TOLD_PATIENTS:
         return "-"
     told = f"{value.value:.3f}<br><small>{interval(value)}</small>"
     overall = report.metrics[name].value
-    if value.low is None or value.high is None or overall is None:
+    # The binned error of fewer records is higher by itself, so it is not compared.
+    if name == "ece" or value.high is None or overall is None:
         return told
-    worse = value.low > overall if name == "ece" else value.high < overall
-    return f'<span class="worse">{told}</span>' if worse else told
+    return f'<span class="worse">{told}</span>' if value.high < overall else told
 
 
 def _wrong(report: SiteReport) -> list[str]:

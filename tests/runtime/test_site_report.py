@@ -395,6 +395,23 @@ def test_the_page_names_records_only_where_asked(tmp_path):
     assert "SECRET" not in repr(named)
 
 
+def test_a_worse_group_is_marked_and_one_or_two_persons_are_not_told(tmp_path):
+    records = [
+        record(k, "benign", sex="F" if k < 30 else "M" if k < 60 else "X") for k in range(62)
+    ]
+    p = np.tile([0.9, 0.06, 0.04], (62, 1))
+    p[30:40] = [0.1, 0.5, 0.4]
+    evaluation, rows, path = evaluated(ONE, records, p, tmp_path)
+    html, _ = page_of(site_report(evaluation, rows, path))
+    cells = {row[4]: row for row in html.split("<td>sex</td>")[1:]}
+    assert set(cells) == {"F", "M", "X"}
+    assert 'class="worse">0.667' in cells["M"]
+    assert "worse" not in cells["F"].split("</tr>")[0]
+    assert "2 of 2 (few)" in cells["X"]
+    assert "1.000" not in cells["X"].split("</tr>")[0]
+    assert "1.000" in cells["F"].split("</tr>")[0]
+
+
 def test_text_of_the_records_cannot_become_markup(tmp_path):
     bad = "<script>alert(1)</script>"
     records = [record(k, "benign", sex=bad) for k in range(4)]
