@@ -23,10 +23,10 @@ import numpy as np
 
 from umd_edge import Predictor
 from umd_edge._files import write_whole
-from umd_edge._records import build_examples, read_records
+from umd_edge._records import Record, build_examples, read_records
 
 from .explain_judge import Judged, judge_case
-from .explain_maps import ALTERNATIVES, MAPS, Case
+from .explain_maps import ALTERNATIVES, MAPS, USUAL, Case
 from .explain_report import markdown, plot, proof
 
 __all__ = ["cases", "cost", "main"]
@@ -69,11 +69,16 @@ def cases(
         records = [r for r in read_records(data / name / f"{split}.jsonl")]
         free = [r for r in records if not r.raw.get("non_commercial", True)]
         made = build_examples(free, spec, predictor.manifest.structured_fields, on_unmapped="drop")
-        boxes = {r.where: [tuple(i["bbox"]) for i in r.raw.get("lesions") or ()] for r in free}
+        boxes = {r.where: _boxes(r) for r in free}
+        usual = [box for r in read_records(data / name / "train.jsonl") for box in _boxes(r)]
         chosen = [item for item in made.examples if boxes[item.where] or not boxed]
         np.random.default_rng(0).shuffle(chosen)
         for example in chosen[: -(-limit // len(SETS[task]))]:
-            yield Case(predictor, spec, example, boxes[example.where])
+            yield Case(predictor, spec, example, boxes[example.where], usual)
+
+
+def _boxes(record: Record) -> list[tuple[float, float, float, float]]:
+    return [tuple(item["bbox"]) for item in record.raw.get("lesions") or ()]
 
 
 def cost(predictor: Predictor, task: str, rounds: int) -> dict[str, Any]:
@@ -150,7 +155,7 @@ def _judge(
 def main(**given: Any) -> None:
     """Judge the maps and write the figures."""
     predictor = Predictor.load(given["bundle"], threads=1)
-    names = MAPS + given["others"]
+    names = MAPS + given["others"] + ((USUAL,) if given["pointing_only"] else ())
     tasks = given["tasks"] or (["breast-ultrasound"] if given["pointing_only"] else list(SETS))
     judged = [_judge(predictor, task, names, given) for task in tasks]
     report = {

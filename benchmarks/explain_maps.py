@@ -24,7 +24,7 @@ from umd_edge._task import TaskSpec, output_name
 if TYPE_CHECKING:
     from umd_edge._engine import Engine
 
-__all__ = ["ALTERNATIVES", "MAPS", "RANDOM", "Case", "make_map"]
+__all__ = ["ALTERNATIVES", "MAPS", "RANDOM", "USUAL", "Case", "make_map"]
 
 FloatArray = npt.NDArray[np.float64]
 UInt8Array = npt.NDArray[np.uint8]
@@ -32,6 +32,8 @@ UInt8Array = npt.NDArray[np.uint8]
 RANDOM = ("random-1", "random-2", "random-3")
 MAPS = ("attention", "ablation", "centre", *RANDOM)
 """What is shown, and the two baselines."""
+USUAL = "usual-place"
+"""Where lesions lie in the training records: a harder baseline than the centre."""
 ALTERNATIVES = (
     "ablation-20",
     "ablation-36",
@@ -58,6 +60,8 @@ class Case:
     example: Example
     lesions: Sequence[tuple[float, float, float, float]] = ()
     """Boxes x0, y0, x1, y1 as fractions of the image."""
+    usual: Sequence[tuple[float, float, float, float]] = ()
+    """The boxes of the training records."""
 
     @property
     def engine(self) -> Engine:
@@ -156,6 +160,15 @@ def _centre(case: Case) -> FloatArray:
     y, x = np.mgrid[0:rows, 0:columns]
     squared = ((y + 0.5) / rows - 0.5) ** 2 + ((x + 0.5) / columns - 0.5) ** 2
     return np.asarray(np.exp(-squared / (2 * 0.25**2)))
+
+
+def _usual(case: Case) -> FloatArray:
+    """How many training lesions cover the middle of each patch."""
+    rows, columns = case.shape
+    y, x = (np.mgrid[0:rows, 0:columns] + 0.5) / np.reshape((rows, columns), (2, 1, 1))
+    boxes = np.asarray(case.usual).reshape(-1, 4, 1, 1)
+    inside = (x >= boxes[:, 0]) & (x <= boxes[:, 2]) & (y >= boxes[:, 1]) & (y <= boxes[:, 3])
+    return np.asarray(inside.sum(axis=0), np.float64)
 
 
 def _random(case: Case, name: str) -> FloatArray:
@@ -259,6 +272,7 @@ _MAKERS: dict[str, Callable[[Case], npt.NDArray[Any]]] = {
         case.encoded, case.engine, case.task, case.feeds, case.row, case.intact[case.row]
     ),
     "centre": _centre,
+    USUAL: _usual,
     **{name: partial(_random, name=name) for name in RANDOM},
     "ablation-20": lambda case: _by_windows(case, _every_other(case)),
     "ablation-36": lambda case: _by_windows(case, _squares(case, 2)),

@@ -122,7 +122,7 @@ class _Strip:
         if explanation.map is not None and not explanation.proven:
             warnings.append("unproven map")
         if warnings:
-            self._text(38, "! " + ", ".join(warnings), 13, _WARN)
+            self._text(38, "! " + ", ".join(warnings) + "; not a medical device", 13, _WARN)
         else:
             self._text(38, "Not a medical device", 13, _MUTED)
         if explanation.map is not None:
