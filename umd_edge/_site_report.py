@@ -33,7 +33,7 @@ from ._site_report_figures import (
     set_coverage,
     wilson,
 )
-from ._site_report_groups import Subgroup, check_fields, subgroups
+from ._site_report_groups import TOLD_PATIENTS, Subgroup, check_fields, subgroups
 from ._site_report_rules import AcceptanceRule, Verdict, judge
 from ._task import TaskSpec
 
@@ -160,6 +160,9 @@ def site_report(
     statuses = {name: evaluated.statuses.count(name) for name in _STATUSES}
     own = _own_metrics(evaluated, risk, sets)
     metrics = {**evaluation.metrics, **own}
+    groups_found = subgroups(
+        task, evaluated.examples, evaluated.records, evaluated.probabilities, fields
+    )
     classified = task.kind == "classification"
     decided = decisions(task.outputs, said, truth, known) if classified else []
     return SiteReport(
@@ -172,18 +175,26 @@ def site_report(
         statuses=statuses,
         right={name: _right(evaluated.statuses, record_risk, name) for name in _STATUSES},
         metrics=metrics,
-        verdicts=judge(rules, metrics),
+        verdicts=judge(rules, {**metrics, **_group_metrics(groups_found)}),
         calibration=_calibration(task, evaluated.probabilities, said, truth, known),
         risk=risk,
         sets=sets,
         confusion=_confusion(evaluated, said, truth, known),
         decisions=decided,
         rocs=_rocs(evaluated, decided, truth, known, evaluation.metrics),
-        groups=subgroups(
-            task, evaluated.examples, evaluated.records, evaluated.probabilities, fields
-        ),
+        groups=groups_found,
         wrong=_wrong(evaluated, said, truth, certain, record_risk) if with_ids else None,
     )
+
+
+def _group_metrics(groups: Sequence[Subgroup]) -> dict[str, MetricValue]:
+    """Figures of the subgroups as a rule names them: `accuracy[sex=F]`."""
+    none = MetricValue(None, None, None, 0)
+    return {
+        f"{name}[{item.field}={item.value}]": none if item.patients < TOLD_PATIENTS else value
+        for item in groups
+        for name, value in item.metrics.items()
+    }
 
 
 def _truth(evaluated: EvaluatedRecords) -> tuple[BoolArray, BoolArray]:

@@ -402,7 +402,10 @@ def test_a_worse_group_is_marked_and_one_or_two_persons_are_not_told(tmp_path):
     p = np.tile([0.9, 0.06, 0.04], (62, 1))
     p[30:40] = [0.1, 0.5, 0.4]
     evaluation, rows, path = evaluated(ONE, records, p, tmp_path)
-    html, _ = page_of(site_report(evaluation, rows, path))
+    rules = ["accuracy[sex=F]>=1", "accuracy[sex=M].low>=0.7", "accuracy[sex=X]>=0"]
+    found = site_report(evaluation, rows, path, rules=[read_rule(rule) for rule in rules])
+    assert [item.passed for item in found.verdicts] == [True, False, False]
+    html, _ = page_of(found)
     cells = {row[4]: row for row in html.split("<td>sex</td>")[1:]}
     assert set(cells) == {"F", "M", "X"}
     assert 'class="worse">0.667' in cells["M"]
