@@ -67,7 +67,7 @@ def test_the_wheel_holds_the_three_packages_and_nothing_beside_them(wheel):
     assert beside == {"data/include/umd_edge.h", "data/include/umd_edge.hpp"}
     assert "umd_edge/py.typed" in names
     assert "umd_edge/manifest.schema.json" in names
-    page = {"index.html", "page.css", "page.js"}
+    page = {"index.html", "page.css", "page.js", "results.js", "service.js"}
     assert {f"umd_edge/serve/page/{name}" for name in page} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
 

@@ -94,7 +94,7 @@ def test_with_the_token_all_is_shown(make_client, png):
 
 def test_page_and_health_need_no_token(make_client):
     client = make_client(token=TOKEN)
-    for path in ("/", "/page.js", "/page.css", "/healthz", "/readyz"):
+    for path in ("/", "/page.js", "/page.css", "/results.js", "/service.js", "/healthz", "/readyz"):
         assert client.get(path).status_code == 200
 
 

@@ -35,14 +35,14 @@ def test_it_is_openapi_3_1(described):
 
 
 def test_it_lists_every_route_and_no_other(client, described):
-    from umd_edge.serve._routes import handlers
+    from umd_edge.serve._routes import OPEN_PATHS, handlers
 
     found = {
         (method.upper(), path)
         for path, operations in described["paths"].items()
         for method in operations
     }
-    page = {"/", "/page.css", "/page.js", "/favicon.ico", "/openapi.json"}
+    page = OPEN_PATHS - {"/healthz", "/readyz"} | {"/openapi.json"}
     assert found == {
         (method, path) for method, path in handlers(client.service) if path not in page
     }

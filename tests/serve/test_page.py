@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,26 @@ def test_a_task_is_classified_with_the_values_given(page, image_file, predictor)
     assert wanted.top.label in page.text("#results .answer")
     shown = page.text("#results li.first .percent")
     assert shown == f"{100 * wanted.top.probability:.1f} %"
+
+
+@pytest.mark.parametrize("kind", ["drop", "paste"])
+def test_an_image_can_be_dropped_or_pasted(page, png, kind):
+    event = {
+        "drop": "new DragEvent('drop', {dataTransfer: carried, cancelable: true})",
+        "paste": "new ClipboardEvent('paste', {clipboardData: carried})",
+    }[kind]
+    page.run(
+        f"""(() => {{
+          const bytes = Uint8Array.from(atob("{base64.b64encode(png).decode()}"),
+            (c) => c.charCodeAt(0));
+          const carried = new DataTransfer();
+          carried.items.add(new File([bytes], "carried.png"));
+          document.dispatchEvent({event});
+        }})()"""
+    )
+    page.wait("document.querySelector('#preview').naturalWidth === 40")
+    page.wait(READY)
+    assert page.text("#caption") == "carried.png"
 
 
 def test_another_image_clears_the_results_of_the_first(page, image_file, tmp_path):

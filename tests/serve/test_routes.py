@@ -145,7 +145,7 @@ def test_tasks_say_what_they_read(client, predictor):
     assert reads["structured.itch"]["kind"] == "binary"
 
 
-@pytest.mark.parametrize("path", ["/", "/page.css", "/page.js"])
+@pytest.mark.parametrize("path", ["/", "/page.css", "/page.js", "/results.js", "/service.js"])
 def test_the_page_comes_with_a_policy_that_loads_nothing_from_elsewhere(client, path):
     answer = client.get(path)
     assert answer.status_code == 200

@@ -26,16 +26,15 @@ __all__ = ["OPEN_PATHS", "Handler", "handlers"]
 
 Handler = Callable[[Request], Awaitable[Response]]
 
-OPEN_PATHS = frozenset({"/", "/page.css", "/page.js", "/favicon.ico", "/healthz", "/readyz"})
+_PAGE_FILES = ("page.css", "page.js", "results.js", "service.js")
+OPEN_PATHS = frozenset(
+    {"/", "/favicon.ico", "/healthz", "/readyz", *(f"/{name}" for name in _PAGE_FILES)}
+)
 """Shown without a token: they say nothing about images or the bundle."""
 
 _MOST_QUESTIONS = 64
 _SHOWN_SIDE = 1024
-_PAGE_TYPES = {
-    "index.html": "text/html; charset=utf-8",
-    "page.css": "text/css; charset=utf-8",
-    "page.js": "text/javascript; charset=utf-8",
-}
+_PAGE_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 
 
 def handlers(service: Service) -> dict[tuple[str, str], Handler]:
@@ -43,8 +42,7 @@ def handlers(service: Service) -> dict[tuple[str, str], Handler]:
     routes = _Routes(service)
     return {
         ("GET", "/"): _page("index.html"),
-        ("GET", "/page.css"): _page("page.css"),
-        ("GET", "/page.js"): _page("page.js"),
+        **{("GET", f"/{name}"): _page(name) for name in _PAGE_FILES},
         ("GET", "/favicon.ico"): _no_icon,
         ("GET", "/healthz"): routes.health,
         ("GET", "/readyz"): routes.ready,
@@ -62,10 +60,11 @@ def handlers(service: Service) -> dict[tuple[str, str], Handler]:
 
 
 def _page(name: str) -> Handler:
+    kind = _PAGE_TYPES[name.rsplit(".", 1)[1]] + "; charset=utf-8"
     content = (resources.files(__package__) / "page" / name).read_bytes()
 
     async def handler(request: Request) -> Response:
-        return Response(content, media_type=_PAGE_TYPES[name])
+        return Response(content, media_type=kind)
 
     return handler
 

@@ -1,51 +1,19 @@
 // The page of the local service: one image at a time, questions and tasks about it.
-// Everything that comes from an image, a question or the bundle is shown as text, never as markup.
+
+import { answerCard, element, taskCard } from "./results.js";
+import { access, call, post } from "./service.js";
 
 const byId = (id) => document.getElementById(id);
 const state = {
-  token: "", file: null, frame: null, imageId: null, turn: 0, plain: "", heat: "",
+  file: null, frame: null, imageId: null, turn: 0, plain: "", heat: "",
   proven: new Map(), asking: undefined,
 };
-
-class ServiceError extends Error {
-  constructor(status, error) {
-    super(error.message);
-    this.status = status;
-    this.type = error.type;
-    this.frames = error.frames;
-  }
-}
-
-async function call(method, path, body, kind) {
-  const headers = state.token ? { authorization: `Bearer ${state.token}` } : {};
-  if (kind) headers["content-type"] = kind;
-  let response;
-  try {
-    response = await fetch(path, { method, headers, body, cache: "no-store" });
-  } catch {
-    throw new ServiceError(0, { type: "NoAnswer", message: "The service does not answer." });
-  }
-  if (response.ok) return response;
-  let error = { type: "NoAnswer", message: `The service answered with status ${response.status}.` };
-  try {
-    error = (await response.json()).error;
-  } catch { /* an answer that is not ours */ }
-  throw new ServiceError(response.status, error);
-}
-
-const post = (path, fields) => call("POST", path, JSON.stringify(fields), "application/json");
 
 function upload(path) {
   const form = new FormData();
   if (state.frame !== null) form.append("frame", String(state.frame));
   form.append("image", state.file, "image");
   return call("POST", path, form);
-}
-
-function element(name, properties = {}, ...children) {
-  const made = Object.assign(document.createElement(name), properties);
-  made.append(...children);
-  return made;
 }
 
 function say(text) {
@@ -148,83 +116,9 @@ async function about(path, fields) {
 
 // --- results -------------------------------------------------------------------------------------
 
-const percent = (probability) =>
-  probability > 0 && probability < 0.0005 ? "< 0.1 %" : `${(100 * probability).toFixed(1)} %`;
-
-function bars(items) {
-  const list = element("ul", { className: "bars" });
-  for (const { label, probability, first, note } of items) {
-    const fill = element("span");
-    fill.style.width = `${100 * probability}%`;
-    const bar = element("span", { className: "bar" }, fill);
-    bar.setAttribute("aria-hidden", "true");
-    list.append(
-      element(
-        "li",
-        { className: first ? "first" : "" },
-        element("span", { className: "label" }, note ? `${label} (${note})` : label),
-        bar,
-        element("span", { className: "percent" }, percent(probability)),
-      ),
-    );
-  }
-  return list;
-}
-
-const STATUS = {
-  ok: "ok",
-  abstain: "abstains: not sure enough",
-  out_of_distribution: "unlike what the model knows",
-  outside_intended_use: "outside the intended use",
-};
-
-function badge(status, reason) {
-  const shown = element("p", { className: "reason" });
-  const word = STATUS[status] ?? status;
-  shown.append(element("span", { className: `badge ${status}` }, word));
-  if (reason) shown.append(` ${reason}`);
-  return shown;
-}
-
-// What must not be used as it is does not look like an answer.
-function decided({ status, reason }, text) {
-  if (!text) return [badge(status, reason)];
-  if (status === "ok") return [element("p", { className: "answer" }, text), badge(status, reason)];
-  return [badge(status, reason), element("p", { className: "muted" }, `It would say: ${text}`)];
-}
-
 function add(card) {
   byId("nothing").hidden = true;
   byId("results").prepend(card);
-}
-
-function answerCard(answer) {
-  const card = element("article", {}, element("h3", {}, answer.question));
-  card.append(...decided(answer, answer.answer));
-  if (answer.answer) {
-    const first = { label: answer.answer, probability: answer.probability, first: true };
-    const others = answer.alternatives.map((item) => ({ ...item, label: item.answer }));
-    card.append(bars([first, ...others]));
-    card.append(...heatButton(answer.question, { question: answer.question }));
-  }
-  return card;
-}
-
-function taskCard(line, structured) {
-  const card = element("article", {}, element("h3", {}, line.task));
-  const ranked = [...line.findings].sort((a, b) => b.probability - a.probability);
-  const positive = ranked.filter((finding) => finding.positive).map((finding) => finding.label);
-  card.append(...decided(line, ranked.length ? positive.join(", ") || "none positive" : ""));
-  if (ranked.length) {
-    const marked = (finding) => ({
-      ...finding,
-      first: finding.positive,
-      note: finding.positive ? "positive" : "",
-    });
-    card.append(bars(ranked.map(marked)));
-    card.append(...heatButton(line.task, { task: line.task, ...structured }));
-  }
-  return card;
 }
 
 async function during(text, work) {
@@ -249,7 +143,7 @@ async function during(text, work) {
 function ask(question) {
   return during("Answering ...", async (current) => {
     const line = await (await about("/v1/ask", { question })).json();
-    if (current()) for (const answer of line.answers) add(answerCard(answer));
+    if (current()) for (const answer of line.answers) add(answerCard(answer, heatButton));
   });
 }
 
@@ -257,7 +151,7 @@ function classify(task) {
   return during("Classifying ...", async (current) => {
     const given = valuesOf(task);
     const line = await (await about("/v1/classify", { task: task.name, ...given })).json();
-    if (current()) add(taskCard(line, given));
+    if (current()) add(taskCard(line, given, heatButton));
   });
 }
 
@@ -387,7 +281,7 @@ async function start() {
 
 byId("access").addEventListener("submit", (event) => {
   event.preventDefault();
-  state.token = byId("token").value.trim();
+  access.token = byId("token").value.trim();
   start();
 });
 byId("ask").addEventListener("submit", (event) => {
