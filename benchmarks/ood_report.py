@@ -126,7 +126,9 @@ def _draw(table: Table) -> None:
         for column, kind in enumerate(kinds):
             cell = table.tasks[task]["cells"].get(kind)
             values[row, column] = np.nan if cell is None else cell.auroc
-    figure, axes = plt.subplots(figsize=(0.78 * len(kinds) + 2.4, 0.62 * len(tasks) + 2.0))
+    plt.rcParams["svg.fonttype"] = "none"
+    size = (0.68 * len(kinds) + 2.4, 0.55 * len(tasks) + 1.9)
+    figure, axes = plt.subplots(figsize=size, layout="constrained")
     drawn = axes.imshow(values, vmin=0.5, vmax=1.0, cmap="cividis", aspect="auto")
     for row, column in np.argwhere(np.isfinite(values)):
         value = values[row, column]
@@ -143,7 +145,6 @@ def _draw(table: Table) -> None:
         axes.axvline(first - 0.5, color="white", linewidth=3)
     figure.colorbar(drawn, ax=axes, label="AUROC")
     axes.set_title("A task's own images against others", fontsize=10)
-    figure.tight_layout()
     for suffix in ("svg", "png"):
         figure.savefig(table.folder / f"ood.{suffix}", dpi=110, metadata=_NO_DATE.get(suffix))
     plt.close(figure)
