@@ -66,11 +66,15 @@ class Timing:
     """Of the whole call: the stages that it ran, with the time between them."""
 
     def __add__(self, other: Timing) -> Timing:
-        return Timing(*(a + b for a, b in zip(self._values(), other._values(), strict=True)))
-
-    def _values(self) -> tuple[float, ...]:
-        stages = (self.decode_ms, self.preprocess_ms, self.vision_ms, self.text_ms, self.fusion_ms)
-        return (*stages, self.total_ms)
+        # Spelled out, as it stands in every call: a loop over the fields takes three times as long.
+        return Timing(
+            self.decode_ms + other.decode_ms,
+            self.preprocess_ms + other.preprocess_ms,
+            self.vision_ms + other.vision_ms,
+            self.text_ms + other.text_ms,
+            self.fusion_ms + other.fusion_ms,
+            self.total_ms + other.total_ms,
+        )
 
     def to_dict(self) -> dict[str, float]:
         """The JSON object `timing_ms`, in milliseconds rounded to microseconds."""
