@@ -12,9 +12,12 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from support.command import run
+from support.pictures import encode
 
 from .conftest import exchange, post, read_all
 
@@ -156,6 +159,23 @@ def test_smuggled_lengths_are_refused(run_server):
 def test_a_web_socket_is_not_opened(run_server):
     upgrade = HEAD + b"Connection: Upgrade, close\r\nUpgrade: websocket\r\n\r\n"
     assert status_of(exchange(run_server(), upgrade)) == 200  # answered as the plain GET it is
+
+
+def test_an_answer_that_is_not_read_is_not_held_for_ever(run_server, monkeypatch):
+    from umd_edge.serve import _server
+
+    monkeypatch.setattr(_server, "_KEEP_ALIVE_S", 0.2)
+    monkeypatch.setattr(_server, "_UNREAD_S", 0.2)
+    noise = np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), dtype=np.uint8)
+    running = run_server()
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", running.port))
+        body = encode(Image.fromarray(noise), compress_level=0)
+        request = post("/v1/preview?side=1500", body, Connection="keep-alive")
+        connection.sendall(request)
+        assert connection.recv(12) == b"HTTP/1.1 200"
+        wait_for(lambda: not running.server.server_state.connections)
 
 
 def test_too_many_connections_are_503(run_server):

@@ -31,6 +31,7 @@ _KEEP_ALIVE_S = 15
 _HEAD_BYTES = 16 << 10
 _TICK_S = 0.05
 _LAST_WORDS_S = 2
+_UNREAD_S = 60
 
 
 def serve(
@@ -174,9 +175,10 @@ def _listen(options: ServeOptions) -> socket.socket:
 
 
 class _ImpatientProtocol(H11Protocol):
-    """Closes connections that are slow to send a head, or go on sending after their answer.
+    """Closes connections that uvicorn would hold without end.
 
-    uvicorn waits for both without end.
+    Those that are slow to send a head, that go on sending after their answer, or that do not read
+    it.
     """
 
     patience_s = 10.0
@@ -216,6 +218,12 @@ class _ImpatientProtocol(H11Protocol):
         """Forget the timer."""
         self._stop_waiting()
         super().connection_lost(exc)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close an idle connection; one whose answer is not read does not hold it for ever."""
+        super().timeout_keep_alive_handler()
+        if self.transport.get_write_buffer_size():
+            self.loop.call_later(_UNREAD_S, self.transport.abort)
 
     def _wait(self) -> None:
         if self._timer is None:
