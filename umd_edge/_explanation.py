@@ -67,18 +67,21 @@ class Explanation(Result):
         row, column = np.unravel_index(int(grid.argmax()), grid.shape)
         return (float(column) + 0.5) / grid.shape[1], (float(row) + 0.5) / grid.shape[0]
 
-    def at_image_resolution(self) -> Float32Array:
+    def at_image_resolution(self, rows: range | None = None) -> Float32Array:
         """(height, width) float32: `strength` over the pixels of the image as it was given.
 
         Preprocessing stretches the whole image onto the input, so a patch covers the same fraction
         of both; between the middles of patches values are interpolated linearly.
 
+        Args:
+            rows: Only these rows of pixels, to spare memory.
+
         Raises:
             UsageError: There is no map.
         """
         height, width = self.image_size
-        stretched: Float32Array = _stretch(_stretch(self.strength, height).T, width).T
-        return np.ascontiguousarray(stretched)
+        wide: Float32Array = _stretch(self.strength.T, width, range(width)).T
+        return _stretch(wide, height, range(height) if rows is None else rows)
 
     def _grid(self) -> Float32Array:
         if self.map is None:
@@ -108,10 +111,10 @@ class Explanation(Result):
         }
 
 
-def _stretch(values: Float32Array, length: int) -> Float32Array:
-    """Linear interpolation of axis 0 to `length` rows, with the middles of cells as its knots."""
+def _stretch(values: Float32Array, length: int, rows: range) -> Float32Array:
+    """Some rows of `values` stretched to `length` rows, with the middles of cells as knots."""
     count = len(values)
-    place = np.clip((np.arange(length) + 0.5) * count / length - 0.5, 0, count - 1)
+    place = np.clip((np.asarray(rows) + 0.5) * count / length - 0.5, 0, count - 1)
     low = np.minimum(place.astype(np.int64), max(0, count - 2))
     high = np.minimum(low + 1, count - 1)
     share = (place - low).astype(np.float32)[:, None]

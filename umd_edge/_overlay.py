@@ -50,12 +50,17 @@ def colours(strength: Float32Array) -> UInt8Array:
 
 def blend(pixels: UInt8Array, strength: Float32Array) -> UInt8Array:
     """Lay the colours of `strength` (H, W) over an image (H, W, 1 or 3) -> (H, W, 3)."""
-    out = np.empty((*strength.shape, 3), np.uint8)
-    for start in range(0, len(out), _ROWS_AT_ONCE):  # in parts, as floats take four times as much
-        part = slice(start, start + _ROWS_AT_ONCE)
-        cover = (_MOST * strength[part])[..., None]
-        mixed = pixels[part] * (1.0 - cover) + colours(strength[part]) * cover
-        out[part] = (mixed + 0.5).astype(np.uint8)
+    cover = (_MOST * strength)[..., None]
+    return np.asarray(pixels * (1.0 - cover) + colours(strength) * cover + 0.5, np.uint8)
+
+
+def _blend_in_parts(pixels: UInt8Array, explanation: Explanation) -> UInt8Array:
+    """The whole image; few rows at once, as numbers in between take far more memory."""
+    out = np.empty((*pixels.shape[:2], 3), np.uint8)
+    for start in range(0, len(out), _ROWS_AT_ONCE):
+        rows = range(start, min(start + _ROWS_AT_ONCE, len(out)))
+        part = slice(rows.start, rows.stop)
+        out[part] = blend(pixels[part], explanation.at_image_resolution(rows))
     return out
 
 
@@ -83,7 +88,7 @@ def draw_explanation(pixels: UInt8Array, explanation: Explanation) -> Image.Imag
     if explanation.map is None:
         shown = np.repeat(pixels, 3 // pixels.shape[2], axis=2)
     else:
-        shown = blend(pixels, explanation.at_image_resolution())
+        shown = _blend_in_parts(pixels, explanation)
     height, width = explanation.image_size
     scale = max(1.0, width / 640)
     full = max(width, _STRIP_WIDTH)

@@ -260,6 +260,13 @@ def test_each_patch_lies_where_preprocessing_took_it_from(predictor):
     assert abs((y + 0.5) / 350 - 1.5 / 7) < 0.01 and abs((x + 0.5) / 70 - 5.5 / 7) < 0.02
 
 
+def test_some_rows_are_those_of_the_whole(encoded):
+    found = _explanation(np.eye(7), (90, 40), encoded.explain(task=TASK))
+    np.testing.assert_array_equal(
+        found.at_image_resolution(range(31, 60)), found.at_image_resolution()[31:60]
+    )
+
+
 def test_map_of_nothing_positive_is_all_zero(encoded):
     found = _explanation(-np.ones((2, 2)), (20, 30), encoded.explain(task=TASK))
     assert not found.at_image_resolution().any()

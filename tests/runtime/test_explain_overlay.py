@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from umd_edge import Explanation, ImageInputError
-from umd_edge._overlay import blend, colours, draw_explanation, overlay_png
+from umd_edge._overlay import colours, draw_explanation, overlay_png
 from umd_edge._results import BundleInfo, Timing
 
 
@@ -73,11 +73,12 @@ def test_stronger_is_brighter(strength: float):
     assert stronger >= weaker - 1
 
 
-def test_blending_in_parts_is_blending_at_once():
-    pixels, strength = _image(700, 5, 3), np.random.default_rng(1).random((700, 5), np.float32)
-    cover = 0.6 * strength[..., None]
-    expected = pixels * (1 - cover) + colours(strength) * cover
-    np.testing.assert_allclose(blend(pixels, strength), expected, atol=0.51)
+def test_tall_image_is_blended_like_a_whole_one():
+    pixels, found = _image(700, 400, 3), _made((700, 400))
+    cover = 0.6 * found.at_image_resolution()[..., None]
+    expected = pixels * (1 - cover) + colours(found.at_image_resolution()) * cover
+    shown = np.asarray(draw_explanation(pixels, found))[:700]
+    np.testing.assert_allclose(shown, expected, atol=0.51)
 
 
 @pytest.mark.parametrize(
