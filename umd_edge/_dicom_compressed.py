@@ -30,6 +30,7 @@ __all__ = ["decode_compressed"]
 _UID = "1.2.840.10008.1.2.4."
 _EXTENDED = f"{_UID}51"
 _LOSSLESS_JPEG = (f"{_UID}57", f"{_UID}70")
+_JPEGS = tuple(f"{_UID}{number}" for number in (50, 51, 57, 70, 80, 81))
 # Pillow notices JPEG data that is damaged, which GDCM passes over. JPEG 2000 is read by the same
 # library as HTJ2K. The rest is for pydicom to choose, of the decoders that the extra brings.
 _PLUGINS = {
@@ -105,7 +106,8 @@ def _run(
 
 def _check_bits(dataset: Any, name: str) -> None:
     allocated, stored = int(dataset.BitsAllocated), int(dataset.BitsStored)
-    if allocated not in (8, 16, 32) or not 1 <= stored <= allocated:
+    deepest = 16 if str(dataset.file_meta.TransferSyntaxUID) in _JPEGS else 32
+    if allocated not in (8, 16, deepest) or not 1 <= stored <= allocated:
         raise DicomInputError(
             f"{name}: BitsAllocated (0028,0100) or BitsStored (0028,0101) does not fit compressed "
             "pixels; export the image again"

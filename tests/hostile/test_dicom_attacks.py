@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import io
 import logging
+import subprocess
+import sys
 import time
 import traceback
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -297,3 +301,87 @@ def test_carried_objects_without_pixels_are_refused(name: str):
         pytest.skip(f"this pydicom does not carry {name}")
     with pytest.raises(DicomInputError, match=r"SOPClassUID \(0008,0016\).*not a picture"):
         load_image(path)
+
+
+# What made a decoder end the whole process, found by changing headers and streams at random.
+FATAL: dict[str, tuple[str, dict[str, Any], tuple[int, int] | None]] = {
+    # name: syntax, tags that lie, (place in the stream, byte)
+    "jpeg lossless, fewer bits stored than coded": ("jpeg-lossless", {"BitsStored": 7}, None),
+    "jpeg lossless, one bit": ("jpeg-lossless", {"BitsStored": 1}, None),
+    "jpeg lossless, 32 bits": ("jpeg-lossless", {"BitsAllocated": 32}, None),
+    "jpeg lossless, 64 bits": ("jpeg-lossless", {"BitsAllocated": 64}, None),
+    "jpeg lossless, JFIF of another version": ("jpeg-lossless", {}, (11, 0x9F)),
+    "jpeg lossless, no Huffman table": ("jpeg-lossless", {}, (33, 0x53)),
+    "jpeg lossless, a depth of 46": ("jpeg-lossless", {}, (24, 46)),
+    "jpeg lossless, no samples": ("jpeg-lossless", {"SamplesPerPixel": 0}, None),
+    "jpeg baseline, no Huffman table": ("jpeg-baseline", {}, (89, 0x80)),
+    "jpeg 2000, no samples": ("jpeg-2000", {"SamplesPerPixel": 0}, None),
+    "jpeg 2000, colour that is not there": (
+        "jpeg-2000",
+        {"SamplesPerPixel": 3, "PhotometricInterpretation": "YBR_RCT"},
+        None,
+    ),
+    "jpeg-ls, colour that is not there": (
+        "jpeg-ls",
+        {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"},
+        None,
+    ),
+}
+_RUNNER = """
+import pathlib, sys
+from umd_edge import ImageInputError
+from umd_edge._image import load_image
+for path in sorted(pathlib.Path(sys.argv[1]).glob("*.dcm")):
+    try:
+        load_image(path)
+        print(path.stem, "read", flush=True)
+    except ImageInputError as error:
+        print(path.stem, "refused", flush=True)
+"""
+
+
+def _lying(data: bytes, tags: dict[str, Any], change: tuple[int, int] | None) -> bytes:
+    from pydicom.encaps import encapsulate, get_frame
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dataset = pydicom.dcmread(io.BytesIO(data))
+        for tag, value in tags.items():
+            setattr(dataset, tag, value)
+        if "BitsStored" in tags:
+            dataset.HighBit = tags["BitsStored"] - 1
+        if change is not None:
+            frame = bytearray(get_frame(dataset.PixelData, 0, number_of_frames=1))
+            frame[change[0]] = change[1]
+            dataset.PixelData = encapsulate([bytes(frame)])
+        out = io.BytesIO()
+        dataset.save_as(out)
+    return out.getvalue()
+
+
+def test_headers_that_lie_about_compressed_pixels_do_not_end_the_process(tmp_path: Path):
+    plain = {syntax: _compressed(syntax, tmp_path) for syntax, _, _ in FATAL.values()}
+    folder = tmp_path / "lying"
+    folder.mkdir()
+    for number, (syntax, tags, change) in enumerate(FATAL.values()):
+        (folder / f"{number:02}.dcm").write_bytes(_lying(plain[syntax], tags, change))
+    command = [sys.executable, "-c", _RUNNER, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    told = dict(line.split() for line in done.stdout.splitlines())
+    names = list(FATAL)
+    assert done.returncode == 0, f"the process ended after {names[len(told) - 1]!r}"
+    # A header that is only superfluous may be read; all others are refused by name.
+    harmless = {"jpeg lossless, JFIF of another version", "jpeg lossless, one bit"}
+    harmless.add("jpeg lossless, fewer bits stored than coded")
+    read = {names[int(stem)] for stem, what in told.items() if what == "read"}
+    assert read <= harmless
+    assert len(told) == len(FATAL)
+
+
+@pytest.mark.parametrize(
+    ("place", "byte"), [(24, 46), (29, 2), (33, 0x53), (38, 0x55), (39, 255), (66, 9), (67, 0x99)]
+)
+def test_damaged_header_of_a_lossless_jpeg_is_told(tmp_path: Path, place: int, byte: int):
+    data = _lying(_compressed("jpeg-lossless", tmp_path), {}, (place, byte))
+    with pytest.raises(DicomInputError, match=r"compressed pixels"):
+        load_image(data)
