@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -9,22 +10,44 @@ import click
 
 from .. import __version__
 from .._program import Program
-from ._audit import audit
-from ._build_engine import build_engine
-from ._c_info import c_info
-from ._demo import demo
-from ._explain import explain
-from ._inspect import doctor, info, verify
-from ._measure import bench, evaluate
-from ._predict import ask, classify
-from ._rank import rank
-from ._sbom import sbom
-from ._serve import serve
 
 __all__ = ["main", "run"]
 
+# Command -> the module that holds it, which is loaded with its first use.
+_MODULES = {
+    "ask": "_predict",
+    "audit": "_audit",
+    "bench": "_measure",
+    "build-engine": "_build_engine",
+    "c-info": "_c_info",
+    "classify": "_predict",
+    "demo": "_demo",
+    "doctor": "_inspect",
+    "evaluate": "_measure",
+    "explain": "_explain",
+    "info": "_inspect",
+    "rank": "_rank",
+    "sbom": "_sbom",
+    "serve": "_serve",
+    "verify": "_inspect",
+}
 
-@click.group("umd-edge", cls=Program)
+
+class _Commands(Program):
+    """The commands of `_MODULES`: classifying an image does not load what reports or serves."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_MODULES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _MODULES:
+            return None
+        module = importlib.import_module(f".{_MODULES[cmd_name]}", __package__)
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
+        return command
+
+
+@click.group("umd-edge", cls=_Commands)
 @click.version_option(__version__, prog_name="umd-edge")
 def cli() -> None:
     """Classify medical images and ask questions about them, on this machine.
@@ -35,26 +58,6 @@ def cli() -> None:
     Exit codes: 0 ok, 1 internal error, 2 usage, 3 bundle, 4 input, 5 provider or extra missing,
     6 an acceptance rule is not met; 130 interrupted, 141 the reader of the output went away.
     """
-
-
-for command in (
-    classify,
-    ask,
-    rank,
-    explain,
-    info,
-    verify,
-    evaluate,
-    bench,
-    doctor,
-    build_engine,
-    demo,
-    c_info,
-    audit,
-    sbom,
-    serve,
-):
-    cli.add_command(command)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
