@@ -168,7 +168,7 @@ def risk_curve(certain: Float64Array, risk: Float64Array) -> tuple[Float64Array,
     return count / len(order), np.cumsum(risk[order]) / count
 
 
-def _area_below_random(
+def area_below_random(
     certain: Float64Array, risk: Float64Array, groups: tuple[str, ...]
 ) -> dict[str, float]:
     """Area under the risk-coverage curve, that of random order, and the difference's interval."""
@@ -236,7 +236,7 @@ def prove_task(
             }
             for nominal in NOMINAL
         },
-        "risk_coverage": _area_below_random(certain, risk, records.groups),
+        "risk_coverage": area_below_random(certain, risk, records.groups),
         "abstention": _abstention(fitted),
     }
     return Proof(
