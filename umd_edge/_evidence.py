@@ -11,6 +11,7 @@ import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Union
 
@@ -33,8 +34,8 @@ _TAGS = [
     *("StudyDate", "StudyTime", "Modality", "NumberOfFrames", "Rows"),
 ]
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
-_DATE = re.compile(r"\d{8}")
-_TIME = re.compile(r"\d\d(\d\d(\d\d(\.\d{1,6})?)?)?")
+_TIME = re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?")
+_MOST_CHARACTERS = {"PatientID": 64, "IssuerOfPatientID": 64, "AccessionNumber": 16, "StudyID": 16}
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _LAST_TAG = 0x00280010  # Rows
 _MAX_HEADER_BYTES = 4 << 20
@@ -60,6 +61,7 @@ class Evidence:
     patient_id: str = field(repr=False, default="")
     issuer_of_patient_id: str = field(repr=False, default="")
     accession_number: str = field(repr=False, default="")
+    """Empty too, as is the study's, where it is longer than the standard allows."""
     study_id: str = field(repr=False, default="")
     study_date: str = field(repr=False, default="")
     """`YYYYMMDD`; empty where absent or malformed."""
@@ -160,21 +162,42 @@ def _evidence(dataset: Any, name: str, wanted: tuple[int, ...]) -> Evidence:
     outside = [number for number in wanted if not 1 <= number <= frames]
     if outside:
         raise DicomInputError(f"frame {outside[0]} of {name} given; 1..{frames} is allowed")
-    date, time = _text(dataset, "StudyDate"), _text(dataset, "StudyTime")
+    patient_id = _identifier(dataset, "PatientID")
+    if not patient_id and dataset.get("PatientID"):
+        raise DicomInputError(
+            f"{name}: PatientID (0010,0020) has several values or more than 64 characters, which "
+            "the standard does not allow; a report with another one would be filed wrongly"
+        )
+    time = _text(dataset, "StudyTime")
     return Evidence(
         study_uid=_text(dataset, "StudyInstanceUID"),
         series_uid=_text(dataset, "SeriesInstanceUID"),
         sop_class_uid=_text(dataset, "SOPClassUID"),
         sop_uid=_text(dataset, "SOPInstanceUID"),
-        patient_id=_text(dataset, "PatientID"),
-        issuer_of_patient_id=_text(dataset, "IssuerOfPatientID"),
-        accession_number=_text(dataset, "AccessionNumber"),
-        study_id=_text(dataset, "StudyID"),
-        study_date=date if _DATE.fullmatch(date) else "",
+        patient_id=patient_id,
+        issuer_of_patient_id=_identifier(dataset, "IssuerOfPatientID"),
+        accession_number=_identifier(dataset, "AccessionNumber"),
+        study_id=_identifier(dataset, "StudyID"),
+        study_date=_date(_text(dataset, "StudyDate")),
         study_time=time if _TIME.fullmatch(time) else "",
         modality=_text(dataset, "Modality"),
         frames=wanted if frames > 1 else (),
     )
+
+
+def _identifier(dataset: Any, keyword: str) -> str:
+    """An identifier, or nothing where it breaks the standard's rule of one short value."""
+    value = dataset.get(keyword)
+    text = value.strip() if isinstance(value, str) else ""
+    return text if len(text) <= _MOST_CHARACTERS[keyword] and "\\" not in text else ""
+
+
+def _date(text: str) -> str:
+    """`YYYYMMDD`, or nothing where that is no day."""
+    try:
+        return text if datetime.strptime(text, "%Y%m%d").strftime("%Y%m%d") == text else ""
+    except ValueError:
+        return ""
 
 
 def _text(dataset: Any, keyword: str) -> str:

@@ -13,7 +13,6 @@ import json
 import os
 import uuid
 from collections.abc import Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -148,11 +147,8 @@ def _hl7(system: str, code: str) -> Resource:
 
 
 def _day(value: str) -> str:
-    """`YYYY-MM-DD` of a DICOM date, or nothing where it is no date."""
-    try:
-        return date(int(value[:4]), int(value[4:6]), int(value[6:8])).isoformat()
-    except ValueError:
-        return ""
+    """`YYYY-MM-DD` of a DICOM date, which is a day or empty."""
+    return f"{value[:4]}-{value[4:6]}-{value[6:]}" if value else ""
 
 
 class _Writer:

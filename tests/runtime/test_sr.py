@@ -319,12 +319,39 @@ def test_a_broken_identifier_is_refused_without_being_shown(value):
     assert value not in str(caught.value)
 
 
-def test_broken_dates_are_left_empty(tmp_path):
-    path = write_sr(
-        classification(), film(StudyDate="31.1.2026", StudyTime="noon"), tmp_path / "r.dcm"
-    )
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"StudyDate": "31.1.2026", "StudyTime": "noon"},
+        {"StudyDate": "20261399", "StudyTime": "256161"},
+        {"AccessionNumber": "longer than sixteen characters", "StudyID": "as long as that one"},
+    ],
+)
+def test_what_breaks_the_standard_is_left_empty(tags, tmp_path):
+    path = write_sr(classification(), film(**tags), tmp_path / "r.dcm")
     assert dciodvfy_errors(path) == []
-    assert not pydicom.dcmread(path).StudyDate
+    assert not any(pydicom.dcmread(path).get(keyword) for keyword in tags)
+
+
+@pytest.mark.parametrize("value", ["SECRET" * 20, "SECRET\\ID"])
+def test_a_patient_id_that_cannot_be_kept_is_refused_without_being_shown(value):
+    with pytest.raises(DicomInputError, match=r"PatientID \(0010,0020\)") as caught:
+        sr_report(classification(), film(PatientID=value))
+    assert "SECRET" not in str(caught.value)
+
+
+def test_a_deflated_image_is_referred_to_as_any_other(tmp_path):
+    source = film(TransferSyntaxUID=pydicom.uid.DeflatedExplicitVRLittleEndian)
+    assert OBJECT.encode() not in source
+    path = write_sr(classification(), source, tmp_path / "r.dcm")
+    assert dciodvfy_errors(path) == []
+    assert pydicom.dcmread(path).StudyInstanceUID == STUDY
+
+
+def test_an_image_without_a_patient_id_has_a_report_all_the_same(tmp_path):
+    path = write_sr(classification(), film(PatientID=None), tmp_path / "r.dcm")
+    assert dciodvfy_errors(path) == []
+    assert not pydicom.dcmread(path).PatientID
 
 
 def test_names_in_other_scripts_keep_their_patient_id(tmp_path):
