@@ -21,6 +21,7 @@ __all__ = ["Check", "examine"]
 _RUNTIME = ("numpy", "onnxruntime", "tokenizers", "pillow", "click")
 _EXTRAS = {
     "dicom": ("pydicom", "pylibjpeg", "pylibjpeg-openjpeg", "python-gdcm"),
+    "video": ("av",),
     "train": ("torch", "transformers", "accelerate", "safetensors"),
     "export": ("torch", "onnx", "onnxscript", "optimum"),
 }
@@ -30,6 +31,7 @@ _MODEL = Path("/proc/device-tree/model")
 _JETPACKS = {35: "JetPack 5: too old", 36: "JetPack 6", 38: "JetPack 7.0 or 7.1", 39: "JetPack 7.2"}
 _PURPOSE = {
     "dicom": "to read DICOM files",
+    "video": "to read clips (MP4, AVI, MPEG)",
     "train": "to train models",
     "export": "to make bundles",
 }
