@@ -233,3 +233,63 @@ def test_restricted_records_are_refused(tmp_path: Path):
     with pytest.raises(DataError, match="not marked `non_commercial: false`"):
         fit_ood_of(TINY, [path])
     assert fit_ood_of(TINY, [path], allow_non_commercial=True).files == {}
+
+
+@pytest.fixture(scope="module")
+def films(shared_data: Path):
+    """The default bundle's score of chest films, and those of the other sets."""
+    predictor = Predictor.default()
+
+    def of(name: str, split: str) -> list:
+        records = read_records(shared_data / name / f"{split}.jsonl")
+        return [record for record in records if record.raw.get("non_commercial") is False]
+
+    fitted = fit_ood(predictor, of("nihcxr", "val"), of("nihcxr", "train")[::2])
+    bundle = predictor.bundle
+    files = {name: bundle.read(name) for name in bundle.manifest.files}
+    tasks, _ = fitted.apply(bundle.manifest.tasks, files)
+    models = load_models(tasks, lambda name: fitted.files[name])
+
+    def scores_of(pictures) -> np.ndarray:
+        model = models["chest-xray"]
+        encoded = [predictor.encode(picture) for picture in pictures]
+        return np.array([item.profile().score(model).value for item in encoded])
+
+    def paths(name: str, split: str, most: int) -> list[Path]:
+        return list(dict.fromkeys(record.image_path for record in of(name, split)))[:most]
+
+    return scores_of, paths
+
+
+@pytest.mark.slow
+def test_on_real_films_other_images_are_told_apart(films):
+    """Each kind is told apart with an AUROC of at least 0.95; none of them is in the fit."""
+    scores_of, paths = films
+    own = scores_of(paths("nihcxr", "test", 85))
+    assert (own > 1).mean() <= 0.1
+    rng = np.random.default_rng(0)
+    pictures = [np.asarray(Image.open(path).convert("L")) for path in paths("nihcxr", "test", 40)]
+    kinds = {
+        "ultrasound": paths("busi", "test", 40),
+        "skin": paths("padufes", "test", 40),
+        "inverted": [255 - picture for picture in pictures],
+        "noise": [rng.integers(0, 256, (200, 200, 3), dtype=np.uint8) for _ in range(20)],
+        "blank": [np.full((90, 120), level, np.uint8) for level in range(0, 256, 15)],
+    }
+    for kind, images in kinds.items():
+        strange = scores_of(images)
+        told = np.mean([(own < value).mean() for value in strange])
+        assert told >= 0.95, kind
+        assert (strange > 1).mean() >= 0.8, kind
+
+
+@pytest.mark.slow
+def test_on_real_films_pixels_put_in_disorder_are_told_apart(films):
+    """The same levels in another order: only edges and the encoder can tell."""
+    scores_of, paths = films
+    rng = np.random.default_rng(0)
+    shuffled = []
+    for path in paths("nihcxr", "test", 20):
+        pixels = np.asarray(Image.open(path).convert("L").resize((112, 112)))
+        shuffled.append(rng.permutation(pixels.ravel()).reshape(pixels.shape))
+    assert (scores_of(shuffled) > 1).all()
