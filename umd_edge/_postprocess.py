@@ -56,6 +56,17 @@ def _shares(logits: npt.NDArray[np.float32], task: TaskSpec) -> npt.NDArray[np.f
         result: npt.NDArray[np.float64] = np.where(scaled >= 0, 1.0, decay) / (1.0 + decay)
         return result
     # The ufuncs themselves: the methods reach the same ones through two more Python functions.
+    if scaled.ndim == 1:  # numbers cost less than arrays of one
+        highest = np.maximum.reduce(scaled)
+        if task.other is not None and task.other > highest:
+            highest = np.float64(task.other)
+        scaled -= highest
+        np.exp(scaled, out=scaled)
+        total = np.add.reduce(scaled)
+        if task.other is not None:
+            total = total + np.exp(task.other - highest)
+        scaled /= total
+        return scaled
     highest = np.maximum.reduce(scaled, axis=-1, keepdims=True)
     if task.other is not None:
         highest = np.maximum(highest, task.other)

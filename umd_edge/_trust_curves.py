@@ -94,14 +94,16 @@ class OperatingCurve:
         }
 
     def at_sensitivity(self, wanted: float) -> OperatingPoint:
-        """The highest threshold with at least that sensitivity; else the most sensitive point."""
-        rows = [row for row, value in enumerate(self.sensitivities) if value >= wanted - _SLACK]
-        return self._point(rows[-1] if rows else 0, reached=bool(rows))
+        """The highest threshold with that sensitivity, or with the highest one that there is."""
+        least = min(wanted - _SLACK, self.sensitivities[0])
+        rows = [row for row, value in enumerate(self.sensitivities) if value >= least]
+        return self._point(rows[-1], reached=self.sensitivities[0] >= wanted - _SLACK)
 
     def at_specificity(self, wanted: float) -> OperatingPoint:
-        """The lowest threshold with at least that specificity; else the most specific point."""
-        rows = [row for row, value in enumerate(self.specificities) if value >= wanted - _SLACK]
-        return self._point(rows[0] if rows else -1, reached=bool(rows))
+        """The lowest threshold with that specificity, or with the highest one that there is."""
+        least = min(wanted - _SLACK, self.specificities[-1])
+        rows = [row for row, value in enumerate(self.specificities) if value >= least]
+        return self._point(rows[0], reached=self.specificities[-1] >= wanted - _SLACK)
 
     def _point(self, row: int, *, reached: bool) -> OperatingPoint:
         return OperatingPoint(

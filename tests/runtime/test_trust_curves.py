@@ -43,7 +43,7 @@ def test_a_curve_comes_back_from_json_as_it_was():
 
 @pytest.mark.parametrize(
     ("wanted", "threshold", "reached"),
-    [(0.5, 0.8, True), (0.51, 0.4, True), (0.9, 0.4, True), (0.91, 0.1, False)],
+    [(0.5, 0.8, True), (0.51, 0.4, True), (0.9, 0.4, True), (0.91, 0.4, False)],
 )
 def test_a_sensitivity_takes_the_highest_threshold_that_reaches_it(
     wanted: float, threshold: float, reached: bool
