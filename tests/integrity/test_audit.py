@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -407,6 +408,29 @@ class TestWriters:
                     log._append("result", {"number": 1})
             log._append("result", {"number": 2})
         assert [record.get("number") for record in _records(tmp_path / "log")] == [None, 2]
+
+    @pytest.mark.parametrize("call", ["rename", "open"])
+    def test_lost_permission_between_two_files_loses_nothing(
+        self, call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        def refused(*given: object, **more: object) -> int:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+        said, rng = [], random.Random(0)
+        with AuditLog(tmp_path / "log", max_bytes=4096) as log:
+            for number in range(60):
+                with monkeypatch.context() as patch:
+                    if rng.random() < 0.7:
+                        patch.setattr(os, call, refused)
+                    try:
+                        log._append("result", {"number": number})
+                    except AuditWriteError:
+                        continue
+                said.append(number)
+        assert verify_log(tmp_path / "log").recovered == 0
+        numbers = [link.record.get("number") for link in read_log(tmp_path / "log")]
+        assert [number for number in numbers if number is not None] == said
+        assert len(log_files(tmp_path / "log")) > 2 and len(said) < 60
 
     @pytest.mark.parametrize("place", ["missing/log", "folder"])
     def test_place_that_cannot_hold_a_log_is_told(self, place: str, tmp_path: Path):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from umd_edge import (
 )
 from umd_edge._signature import PublicKey, read_public_keys, verify_signatures
 from umd_edge_export.cli import run as export
+from umd_edge_export.errors import ExportError
 from umd_edge_export.sign import make_key, sign_bundle
 
 # RFC 8032, section 7.1, tests 1 to 3: public key, message, signature.
@@ -303,6 +305,27 @@ class TestSigning:
         with pytest.raises(UsageError, match="key"):
             sign_bundle(unpack(tmp_path / "b"), [path])
 
+    @pytest.mark.parametrize("form", ["file", "directory"])
+    def test_full_disk_leaves_the_bundle_as_it_was(
+        self, form: str, signed: Path, keys: Path, tmp_path: Path
+    ):
+        resource = pytest.importorskip("resource")
+        bundle = signed
+        if form == "directory":
+            bundle = unpack(tmp_path / "b")
+            sign_bundle(bundle, [keys / "maker.pem"])
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (60, before[1]))
+            with pytest.raises(ExportError, match="What was there is kept"):
+                sign_bundle(bundle, [keys / "other.pem"])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            signal.signal(signal.SIGXFSZ, old)
+        Bundle.open(bundle, public_key=keys / "maker.pub.pem").check_files()
+        assert not list(tmp_path.glob(".*.tmp"))
+
     def test_missing_folder_is_told_before_the_work(self, tiny_bundle: Path, keys: Path):
         with pytest.raises(UsageError, match="cannot be written"):
             sign_bundle(tiny_bundle, [keys / "maker.pem"], "/nowhere/b.umd")
@@ -330,7 +353,9 @@ class TestCommands:
     @pytest.mark.parametrize(
         "command",
         [
-            *(["info"], ["verify"], ["bench"], ["build-engine"], ["demo"], ["doctor"]),
+            *(["info"], ["verify"], ["bench"], ["build-engine"], ["demo"], ["doctor"], ["serve"]),
+            ["sbom", "--out", "/nowhere/x"],
+            ["explain", "x.png", "--task", "chest-xray", "--out", "x"],
             *(["classify", "x.png", "--task", "chest-xray"], ["ask", "x.png", "What?"]),
             ["evaluate", "--task", "chest-xray", "--data", "x.jsonl"],
             ["rank", "x.png", "--text", "a"],

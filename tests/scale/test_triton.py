@@ -65,6 +65,7 @@ def _type_name(schema: ModuleType, number: int) -> str:
     return str(schema.DataType.Name(number))
 
 
+@pytest.mark.slow
 def test_every_configuration_is_one_by_tritons_schema(schema: ModuleType, repository: Path):
     for folder in repository.iterdir():
         config = _config(schema, folder)
@@ -74,6 +75,7 @@ def test_every_configuration_is_one_by_tritons_schema(schema: ModuleType, reposi
     assert len(list(repository.iterdir())) == 4
 
 
+@pytest.mark.slow
 def test_schema_notices_an_unknown_field(schema: ModuleType, repository: Path):
     from google.protobuf import text_format
 
@@ -82,6 +84,7 @@ def test_schema_notices_an_unknown_field(schema: ModuleType, repository: Path):
         text_format.Parse(text + "\nmax_batches: 3\n", schema.ModelConfig())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["vision", "text", "fusion"])
 def test_tensors_are_those_of_the_graph(schema: ModuleType, repository: Path, part: str):
     folder = repository / f"tiny-test-{part}"
@@ -99,6 +102,7 @@ def test_tensors_are_those_of_the_graph(schema: ModuleType, repository: Path, pa
             assert list(shape) == wanted
 
 
+@pytest.mark.slow
 def test_ensemble_run_step_by_step_gives_the_answers_of_the_predictor(
     schema: ModuleType, repository: Path, tiny_bundle: Path
 ):
@@ -140,12 +144,14 @@ def test_labels_stand_in_the_order_of_the_logits(repository: Path, tiny_bundle: 
         assert tuple(lines.splitlines()) == task.outputs
 
 
+@pytest.mark.slow
 def test_bundle_is_named_by_its_hash(schema: ModuleType, repository: Path, tiny_bundle: Path):
     for folder in repository.iterdir():
         parameters = _config(schema, folder).parameters
         assert parameters["umd_edge_bundle_sha256"].string_value == Bundle.open(tiny_bundle).sha256
 
 
+@pytest.mark.slow
 def test_options_reach_the_configuration(schema: ModuleType, tiny_bundle: Path, tmp_path: Path):
     options = TritonOptions(
         variant="fp32", name="chest", max_batch=3, max_delay_us=7, instances=2, gpu=True, threads=4
