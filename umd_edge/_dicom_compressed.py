@@ -30,13 +30,16 @@ __all__ = ["decode_compressed"]
 _UID = "1.2.840.10008.1.2.4."
 _EXTENDED = f"{_UID}51"
 _LOSSLESS_JPEG = (f"{_UID}57", f"{_UID}70")
-_JPEGS = tuple(f"{_UID}{number}" for number in (50, 51, 57, 70, 80, 81))
+_JPEG_LS = (f"{_UID}80", f"{_UID}81")
+_JPEGS = (f"{_UID}50", _EXTENDED, *_LOSSLESS_JPEG, *_JPEG_LS)
+_LOSSLESS = (*_LOSSLESS_JPEG, f"{_UID}80", f"{_UID}90", f"{_UID}201", f"{_UID}202")
 # Pillow notices JPEG data that is damaged, which GDCM passes over. JPEG 2000 is read by the same
-# library as HTJ2K. The rest is for pydicom to choose, of the decoders that the extra brings.
+# library as HTJ2K. GDCM leaves out JPEG-LS of 6 and 7 bits.
 _PLUGINS = {
     **dict.fromkeys((f"{_UID}50", _EXTENDED), "pillow"),
     **dict.fromkeys((f"{_UID}90", f"{_UID}91"), "pylibjpeg"),
-    **dict.fromkeys((f"{_UID}57", f"{_UID}70", f"{_UID}80", f"{_UID}81"), "gdcm"),
+    **dict.fromkeys(_LOSSLESS_JPEG, "gdcm"),
+    **dict.fromkeys(_JPEG_LS, "pyjpegls"),
 }
 
 
@@ -52,9 +55,9 @@ def decode_compressed(
         DicomInputError: The data is cut off, damaged, or not what the header says.
         MissingDependencyError: The decoder is not installed.
     """
-    _check_bits(dataset, name)
     data = _frame_data(pydicom, dataset, facts, index, name)
     found = _checked_facts(dataset, facts, data, name)
+    high = _checked_high_bit(dataset, found, name)
     syntax = str(dataset.file_meta.TransferSyntaxUID)
     if syntax in (_EXTENDED, *_LOSSLESS_JPEG):
         data = checked_jpeg(repaired_sequential_jpeg(data), found.samples, name)
@@ -66,11 +69,10 @@ def decode_compressed(
             )
         return decode_jpeg_12_bit(data, facts.rows, facts.columns), facts.photometric
     array, meta = _run(pydicom, dataset, facts, found, data, name)
-    if syntax in _LOSSLESS_JPEG:
-        # The codestream may be deeper than the image, with anything in the bits above.
-        stored = int(dataset.BitsStored)
+    if syntax in _LOSSLESS:
+        # The cells came through unchanged, with anything in the bits that are not the image's.
         signed = dataset.get("PixelRepresentation") == 1
-        array = stored_values(array, stored, stored - 1, signed=signed)
+        array = stored_values(array, int(dataset.BitsStored), high, signed=signed)
     return array, str(meta["photometric_interpretation"])
 
 
@@ -80,6 +82,8 @@ def _run(
     syntax = dataset.file_meta.TransferSyntaxUID
     decoder = pydicom.pixels.get_decoder(syntax)
     plugin = _PLUGINS.get(str(syntax), "")
+    if str(syntax) in _JPEG_LS and "pyjpegls" not in decoder.available_plugins:
+        plugin = "gdcm"
     if not decoder.is_available or (plugin and plugin not in decoder.available_plugins):
         raise MissingDependencyError(
             f"{name}: no decoder for the transfer syntax {syntax.name!r} is installed: {INSTALL}"
@@ -104,19 +108,23 @@ def _run(
     return array, meta
 
 
-def _check_bits(dataset: Any, name: str) -> None:
+def _checked_high_bit(dataset: Any, found: Codestream, name: str) -> int:
+    """HighBit, once it, BitsAllocated and BitsStored make sense for the codestream."""
+    syntax = str(dataset.file_meta.TransferSyntaxUID)
     allocated, stored = int(dataset.BitsAllocated), int(dataset.BitsStored)
-    deepest = 16 if str(dataset.file_meta.TransferSyntaxUID) in _JPEGS else 32
+    deepest = 16 if syntax in _JPEGS else 32
     if allocated not in (8, 16, deepest) or not 1 <= stored <= allocated:
         raise DicomInputError(
             f"{name}: BitsAllocated (0028,0100) or BitsStored (0028,0101) does not fit compressed "
             "pixels; export the image again"
         )
-    if int(dataset.get("HighBit", stored - 1)) != stored - 1:
+    high = int(dataset.get("HighBit", stored - 1))
+    if high != stored - 1 and not (syntax in _LOSSLESS and stored <= high < found.bits):
         raise DicomInputError(
-            f"{name}: HighBit (0028,0102) is not BitsStored (0028,0101) less one, which compressed "
-            "pixels cannot have; export the image again"
+            f"{name}: HighBit (0028,0102) is not BitsStored (0028,0101) less one, and the "
+            "compressed pixels are not that deep; export the image again"
         )
+    return high
 
 
 def _frame_data(pydicom: Any, dataset: Any, facts: DicomFacts, index: int, name: str) -> bytes:

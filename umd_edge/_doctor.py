@@ -20,7 +20,7 @@ __all__ = ["Check", "examine"]
 
 _RUNTIME = ("numpy", "onnxruntime", "tokenizers", "pillow", "click")
 _EXTRAS = {
-    "dicom": ("pydicom", "pylibjpeg", "pylibjpeg-openjpeg", "python-gdcm"),
+    "dicom": ("pydicom", "pylibjpeg", "pylibjpeg-openjpeg", "pyjpegls", "python-gdcm"),
     "video": ("av",),
     "train": ("torch", "transformers", "accelerate", "safetensors"),
     "export": ("torch", "onnx", "onnxscript", "optimum"),

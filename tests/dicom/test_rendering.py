@@ -149,6 +149,18 @@ def _cases() -> dict[str, Case]:
         cases[f"rgb-u8-{syntax}"] = Case(RGB, (), {}, write)
         frames = np.stack([GREY, 255 - GREY, GREY // 2])
         cases[f"mono2-u8-frame-3-{syntax}"] = Case(frames, (), {}, write, 3)
+    # What differs between the cells that a codec keeps and the bits that are the image's.
+    for syntax in ("rle", "jpeg-lossless", "jpeg-lossless-sv1", "jpeg-ls"):
+        for depth in ("u12of16-junk", "s12of16-junk", "u12of16-high15"):
+            pixels, tags, linear = DEPTHS[depth]
+            cases[f"mono2-{depth}-linear-{syntax}"] = Case(
+                pixels, WINDOW, {**tags, **linear}, SYNTAXES[syntax]
+            )
+    for bits in (6, 7):
+        few = {"BitsStored": bits}
+        cases[f"mono2-u{bits}of8-jpeg-ls"] = Case(
+            GREY >> (8 - bits), MINMAX, few, SYNTAXES["jpeg-ls"]
+        )
     twelve = {**TWELVE_OF_16, **window(2048, 3000)}
     cases["mono2-u12of16-linear-jpeg-extended"] = Case(
         TWELVE, WINDOW, twelve, LOSSY["jpeg-extended"]
