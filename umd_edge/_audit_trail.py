@@ -73,9 +73,11 @@ def check_audit(audit: AuditLog | None) -> AuditLog | None:
     Raises:
         UsageError: Neither an `AuditLog` nor None.
     """
+    if audit is None:
+        return None
     from ._audit import AuditLog
 
-    if audit is None or isinstance(audit, AuditLog):
+    if isinstance(audit, AuditLog):
         return audit
     raise UsageError(f"audit must be an AuditLog; {type(audit).__name__} given")
 

@@ -11,18 +11,11 @@ import os
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ._container import Container, open_container, write_zip
 from ._files import sync_folder
 from ._manifest import MAX_FILE_BYTES, MAX_MANIFEST_BYTES, FileEntry, Manifest, is_safe_path
-from ._signature import (
-    MAX_SIGNATURES,
-    SIGNATURE_BYTES,
-    KeyInput,
-    PublicKey,
-    read_public_keys,
-    verify_signatures,
-)
 from .errors import (
     BundleError,
     BundleIntegrityError,
@@ -30,6 +23,9 @@ from .errors import (
     BundleSignatureError,
     UsageError,
 )
+
+if TYPE_CHECKING:
+    from ._signature import KeyInput, PublicKey
 
 __all__ = ["Bundle", "file_entries", "write_bundle"]
 
@@ -88,7 +84,7 @@ class Bundle:
             BundleVersionError: The bundle needs another runtime.
             UsageError: A key cannot be read, or a signature is required and no key given.
         """
-        keys = () if public_key is None else read_public_keys(public_key)
+        keys = () if public_key is None else _read_keys(public_key)
         if require_signature and not keys:
             raise UsageError(
                 "a signature is required, and no public key is given to check it with; name the "
@@ -174,6 +170,12 @@ class Bundle:
                 )
 
 
+def _read_keys(given: KeyInput | Sequence[KeyInput]) -> Sequence[PublicKey]:
+    from ._signature import read_public_keys
+
+    return read_public_keys(given)
+
+
 def _check_signature(
     path: Path, container: Container, manifest_bytes: bytes, keys: Sequence[PublicKey]
 ) -> PublicKey:
@@ -182,10 +184,14 @@ def _check_signature(
             f"{str(path)!r} is not signed, and a signature is asked for; get the signed bundle, or "
             "sign it: umd-edge-export sign"
         )
+    from ._signature import verify_signatures
+
     return verify_signatures(manifest_bytes, _read_signatures(container), keys)
 
 
 def _read_signatures(container: Container) -> bytes:
+    from ._signature import MAX_SIGNATURES, SIGNATURE_BYTES
+
     size = container.sizes[_SIGNATURE]
     if size % SIGNATURE_BYTES or not 0 < size <= MAX_SIGNATURES * SIGNATURE_BYTES:
         raise BundleSignatureError(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 from ._audit_trail import AuditTrail
 from ._combine import EncodedStudy
 from ._deadline import check_limits
+from ._defaults import FRAMES
 from ._encoded import EncodedImage
-from ._image import file_kind, read_image_file
+from ._image import kind_of, read_image_file
 from ._results import Answer, Classification, ClipFrames
-from ._video import FRAMES, Clip, load_clip
+from ._video import Clip, load_clip
 from .errors import UmdEdgeError
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from ._image import ImageInput
 
 __all__ = ["FRAMES", "EncodedClip", "encode_clip", "kind_of"]
-
-_HEAD_BYTES = 512
 
 
 class EncodedClip(EncodedStudy):
@@ -56,21 +54,6 @@ class EncodedClip(EncodedStudy):
         """Answer one question about the clip; see `EncodedStudy.ask`."""
         answer = super().ask(question, **given)
         return replace(answer, frames=self.frames, dicom=self._dicom)
-
-
-def kind_of(source: ImageInput) -> str | None:
-    """What a path or bytes are, as `file_kind` says it; None where that cannot be read."""
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return file_kind(bytes(source[:_HEAD_BYTES]))
-    if not isinstance(source, (str, os.PathLike)):
-        return None
-    try:
-        if not stat.S_ISREG(os.stat(source).st_mode):
-            return None  # opening a pipe would wait for its other end
-        with Path(source).open("rb") as file:
-            return file_kind(file.read(_HEAD_BYTES))
-    except (OSError, ValueError):
-        return None
 
 
 def encode_clip(

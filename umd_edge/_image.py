@@ -29,6 +29,7 @@ __all__ = [
     "LoadedImage",
     "decode_image",
     "file_kind",
+    "kind_of",
     "load_image",
     "read_image_file",
 ]
@@ -37,6 +38,7 @@ ImageInput = Union[str, "os.PathLike[str]", bytes, "Image.Image", npt.NDArray[An
 UInt8Array = npt.NDArray[np.uint8]
 
 MAX_FILE_BYTES = 512 << 20
+_HEAD_BYTES = 512
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 _ALLOWED = "PNG, JPEG and DICOM files are allowed"
@@ -153,6 +155,21 @@ def _no_frame(frame: int | None) -> None:
         raise ImageInputError(
             "a frame was named, but only DICOM objects and clips have frames; leave it out"
         )
+
+
+def kind_of(source: ImageInput) -> str | None:
+    """What a path or bytes are, as `file_kind` says it; None where that cannot be read."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return file_kind(bytes(source[:_HEAD_BYTES]))
+    if not isinstance(source, (str, os.PathLike)):
+        return None
+    try:
+        if not stat.S_ISREG(os.stat(source).st_mode):
+            return None  # opening a pipe would wait for its other end
+        with Path(source).open("rb") as file:
+            return file_kind(file.read(_HEAD_BYTES))
+    except (OSError, ValueError):
+        return None
 
 
 def read_image_file(path: Path) -> bytes:

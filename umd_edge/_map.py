@@ -11,6 +11,7 @@ from operator import length_hint
 from typing import TYPE_CHECKING, Any
 
 from ._deadline import CancelToken, active_limits, check_timeout, limited
+from ._defaults import WORKERS
 from ._results import Answer, Classification, Timing, answers_to_dict
 from .errors import CancelledError, UmdEdgeError, UsageError
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["WORKERS", "Job", "Outcome", "make_job", "map_images"]
 
-WORKERS = 2
 _AHEAD = 2
 _MOST_WORKERS = 256
 

@@ -6,7 +6,6 @@ the other questions are, cannot change an answer.
 
 from __future__ import annotations
 
-import importlib.resources
 import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -18,22 +17,16 @@ import numpy.typing as npt
 
 from ._audit_trail import check_audit, load_recorded
 from ._bundle import Bundle
-from ._clip import FRAMES, EncodedClip, encode_clip, kind_of
-from ._combine import EncodedStudy
 from ._deadline import CancelToken, check_limits
+from ._defaults import CANDIDATES, FRAMES, WORKERS
 from ._encoded import EncodedImage
 from ._engine import Engine, check_question, task_text
-from ._gallery import Gallery
-from ._image import load_image
+from ._image import kind_of, load_image
 from ._manifest import Manifest
-from ._map import WORKERS, Outcome, make_job, map_images
 from ._options import SessionOptions
 from ._postprocess import check_coverage, check_operating_request
-from ._rank import CANDIDATES, Direction, Method, Ranking, check_method
 from ._results import Answer, BundleInfo, Classification, LeftOut, Timing
-from ._retrieval import OnStale, build_gallery, cached_gallery, rank_galleries
 from ._task import TaskSpec
-from ._warm_up import warm_up
 from .errors import (
     BundleNotFoundError,
     InputError,
@@ -44,7 +37,13 @@ from .errors import (
 
 if TYPE_CHECKING:
     from ._audit import AuditLog
+    from ._clip import EncodedClip
+    from ._combine import EncodedStudy
+    from ._gallery import Gallery
     from ._image import ImageInput
+    from ._map import Outcome
+    from ._rank import Direction, Method, Ranking
+    from ._retrieval import OnStale
     from ._selftest import VerificationReport
     from ._signature import KeyInput
 
@@ -126,6 +125,8 @@ class Predictor:
         Raises:
             BundleNotFoundError: This installation has none.
         """
+        import importlib.resources
+
         resource = importlib.resources.files("umd_edge") / "bundles" / "default.umd"
         if not resource.is_file():
             raise BundleNotFoundError(
@@ -199,6 +200,8 @@ class Predictor:
         Raises:
             ImageInputError: As in `encode`; there is no image, or none that can be used.
         """
+        from ._combine import EncodedStudy
+
         encoded: list[EncodedImage] = []
         positions: list[int] = []
         unusable: list[LeftOut] = []
@@ -227,6 +230,8 @@ class Predictor:
             ImageInputError: No clip, damaged, cut off, too long or too large.
             MissingDependencyError: The extra `video`, or `dicom`, is not installed.
         """
+        from ._clip import encode_clip
+
         return encode_clip(self._engine, source, frames, self._audit)
 
     def ask(
@@ -341,6 +346,8 @@ class Predictor:
             InputError: What `classify` or `ask` raises for a wrong text, value or question.
             CancelledError: From the generator, when the token is cancelled.
         """
+        from ._map import make_job, map_images
+
         job = make_job(self, task, questions, options)
         return map_images(
             job,
@@ -384,6 +391,8 @@ class Predictor:
             ImageInputError: As in `encode`.
             TextInputError: A text is empty or too long.
         """
+        from ._retrieval import build_gallery, cached_gallery
+
         if (images is None) == (texts is None):
             raise UsageError("give either images or texts to make a gallery of")
         spec = self._engine.retrieval_task(task)
@@ -427,6 +436,10 @@ class Predictor:
             ImageInputError: As in `encode`.
             TextInputError: A text is empty or too long.
         """
+        from ._gallery import Gallery
+        from ._rank import check_method
+        from ._retrieval import build_gallery, rank_galleries
+
         check_method(method, candidates, direction)
         spec = self._engine.retrieval_task(task)
         start = perf_counter()
@@ -463,6 +476,8 @@ class Predictor:
         Raises:
             InferenceError: A graph failed.
         """
+        from ._warm_up import warm_up
+
         return warm_up(self)
 
     def verify(self) -> VerificationReport:

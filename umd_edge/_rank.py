@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 
+from ._defaults import CANDIDATES
 from ._results import Result
 from .errors import InferenceError, UsageError
 
@@ -45,7 +46,6 @@ Fuse: TypeAlias = Callable[[IntArray, IntArray], Float32Array]
 
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 METHODS: tuple[Method, ...] = get_args(Method)
-CANDIDATES = 16
 MAX_PAIRS = 1 << 25
 _BLOCK_CELLS = 1 << 21
 

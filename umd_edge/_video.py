@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._deadline import check_limits
+from ._defaults import FRAMES
 from ._image import (
     ImageInput,
     LoadedImage,
@@ -26,11 +27,10 @@ from ._image import (
 )
 from .errors import ImageInputError, MissingDependencyError, UmdEdgeError
 
-__all__ = ["FRAMES", "Clip", "check_taken", "load_clip", "load_clip_frames", "sampled_frames"]
+__all__ = ["Clip", "check_taken", "load_clip", "load_clip_frames", "sampled_frames"]
 
 UInt8Array = npt.NDArray[np.uint8]
 
-FRAMES = 8
 """How many frames are taken where the caller does not say."""
 MAX_FRAMES = 5_000
 MAX_FRAME_PIXELS = 9_000_000

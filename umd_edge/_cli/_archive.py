@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .._map import WORKERS, Outcome
+from .._defaults import WORKERS
 from .._predictor import Predictor
-from .._table import ResultTable, open_table
-from .._table_rows import run_of
-from ..errors import ImageInputError, InputError
+from ..errors import InputError
 from ._output import emit, note, progress, report
 from ._reports import ReportFiles
 
-__all__ = ["Archive", "archive_options"]
+if TYPE_CHECKING:
+    from .._map import Outcome
+    from .._table import ResultTable
 
-_SUFFIXES = {"", ".dcm", ".dicom", ".jpeg", ".jpg", ".png"}
+__all__ = ["Archive", "archive_options"]
 
 
 def archive_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -57,7 +55,7 @@ class Archive:
         """Classify all images that have no row yet, and say how many rows there are.
 
         Args:
-            given: Images and folders of images.
+            given: Paths of images; one that is named twice counts once.
             reports: What else is written for each image.
             as_json: Print the summary as a JSON object.
 
@@ -65,7 +63,9 @@ class Archive:
             Exit code: 4 if an image could not be used, 5 if only packages or time were missing, or
             0.
         """
-        names = list(dict.fromkeys(os.fspath(path) for path in _expand(given)))
+        from .._table import open_table
+
+        names = list(dict.fromkeys(given))
         places = {_printable(name): index for index, name in enumerate(names)}
         reports.prepare(names)
         labels = self.predictor._engine.classification_task(self.task).outputs
@@ -114,6 +114,8 @@ class Archive:
             )
 
     def _run(self) -> str:
+        from .._table_rows import run_of
+
         predictor = self.predictor
         return run_of(
             {
@@ -137,34 +139,3 @@ class Archive:
 def _printable(path: str) -> str:
     """The path as text: bytes that are no UTF-8 as backslash and number."""
     return path.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _expand(given: Sequence[str]) -> Iterator[Path | str]:
-    """Folders replaced by the images in them and in their folders, in the order of their names.
-
-    Raises:
-        ImageInputError: A folder holds no image, or cannot be read.
-    """
-    for name in given:
-        if not os.path.isdir(name):
-            yield name
-            continue
-        found = False
-        for folder, inner, files in os.walk(name, onerror=_unreadable):
-            inner[:] = sorted(item for item in inner if not item.startswith("."))
-            for file in sorted(files):
-                path = Path(folder, file)
-                if path.suffix.lower() in _SUFFIXES and not file.startswith("."):
-                    found = True
-                    yield path
-        if not found:
-            raise ImageInputError(
-                f"{name!r} holds no image; files that end in {sorted(_SUFFIXES - {''})} or in "
-                "nothing are taken"
-            )
-
-
-def _unreadable(error: OSError) -> None:
-    raise ImageInputError(
-        f"folder {str(error.filename)!r} cannot be read: {error.strerror}"
-    ) from error

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .._clip import FRAMES, EncodedClip, kind_of
+from .._defaults import FRAMES
 from .._encoded import EncodedImage
+from .._image import kind_of
 from .._predictor import Predictor
 from .._results import Classification
 from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from .._clip import EncodedClip
 
 __all__ = [
     "check_frames",

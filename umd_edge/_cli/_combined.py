@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .._combine import EncodedStudy
 from .._deadline import limited
 from .._predictor import Predictor
 from .._results import Answer, Classification, answers_to_dict
 from ..errors import DeadlineExceededError, InputError, MissingDependencyError, UmdEdgeError
 from ._output import emit, report
 from ._reports import ReportFiles
+
+if TYPE_CHECKING:
+    from .._combine import EncodedStudy
 
 __all__ = ["ask_study", "classify_study", "combine_option", "show_left_out", "with_option"]
 

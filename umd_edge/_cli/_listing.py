@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .._study import list_studies
 from ._output import note, progress
 
 __all__ = ["instance_line", "listed"]
@@ -40,6 +39,8 @@ def instance_line(dicom: Mapping[str, Any]) -> str:
 
 
 def _images_of(path: str) -> list[str]:
+    from .._study import list_studies
+
     left_out: Counter[str] = Counter()
     with progress(f"looking through {path}") as advance:
         studies = list_studies(

@@ -7,15 +7,17 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from .._audit import AuditLog
 from .._bundle import Bundle
 from .._options import PROVIDERS, SessionOptions
 from .._predictor import Predictor
 from ..errors import StructuredInputError, UsageError
+
+if TYPE_CHECKING:
+    from .._audit import AuditLog
 
 __all__ = [
     "BundleChoice",
@@ -149,6 +151,8 @@ def with_audited_predictor(command: Callable[..., Any]) -> Callable[..., Any]:
             if operator is not None:
                 raise UsageError("--operator is for the audit log; give --audit FILE as well")
             return inner(**rest)
+        from .._audit import AuditLog
+
         with AuditLog(audit, operator=operator) as log:
             return inner(audit=log, **rest)
 

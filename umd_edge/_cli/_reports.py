@@ -7,14 +7,14 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .._fhir import write_fhir
-from .._reported import Reported
-from .._sr import require_highdicom, write_sr
 from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from .._reported import Reported
 
 __all__ = ["ReportFiles", "show_reports", "with_reports"]
 
@@ -38,6 +38,8 @@ class ReportFiles:
             MissingDependencyError: The extra `sr` is not installed.
         """
         if self.sr is not None:
+            from .._sr import require_highdicom
+
             require_highdicom()
         if self.subject is not None and self.fhir is None:
             raise UsageError("--fhir-subject is for FHIR; give --out-fhir FILE|DIR as well")
@@ -75,9 +77,13 @@ class ReportFiles:
         files = list(sources or [image])
         written: dict[str, str] = {}
         if self.sr is not None:
+            from .._sr import write_sr
+
             path = self._path(self.sr, image, ".sr.dcm")
             written["sr"] = str(write_sr(results, files, path, frame=frame))
         if self.fhir is not None:
+            from .._fhir import write_fhir
+
             path = self._path(self.fhir, image, ".fhir.json")
             written["fhir"] = str(
                 write_fhir(results, files, path, frame=frame, subject=self.subject)
