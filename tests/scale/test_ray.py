@@ -30,12 +30,12 @@ pytestmark = [
     ),
 ]
 
-_PICTURES, _COPIES, _SIDE = 6, 50, 900
+_PICTURES, _COPIES, _SIDE = 5, 16, 1200
 
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
-    """300 names of six pictures that take a moment to decode, and one that is none."""
+    """80 names of five pictures that take a moment to decode, and one that is none."""
     folder = tmp_path / "archive"
     folder.mkdir()
     for index in range(_PICTURES):
