@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from ._results import Result
 from .errors import UsageError
+
+if TYPE_CHECKING:
+    from ._image import ImageInput
 
 __all__ = ["METHODS", "Explanation", "Method"]
 
@@ -82,6 +85,27 @@ class Explanation(Result):
         height, width = self.image_size
         wide: Float32Array = _stretch(self.strength.T, width, range(width)).T
         return _stretch(wide, height, range(height) if rows is None else rows)
+
+    def to_png(self, image: ImageInput, *, frame: int | None = None) -> bytes:
+        """The map drawn over its image at the image's own resolution, with a strip that explains it.
+
+        Without a map the image stays as it is.
+
+        Args:
+            image: The image that was encoded, in any form that `Predictor.encode` takes.
+            frame: As in `Predictor.encode`.
+
+        Returns:
+            The bytes of an RGB PNG: as wide as the image and at least 360 pixels, higher by the
+            strip.
+
+        Raises:
+            ImageInputError: The image cannot be used, or has another size than the explained one.
+        """
+        from ._image import load_image
+        from ._overlay import overlay_png
+
+        return overlay_png(load_image(image, frame=frame).pixels, self)
 
     def _grid(self) -> Float32Array:
         if self.map is None:

@@ -130,3 +130,11 @@ def test_pixels_of_another_image_are_refused(shape):
 def test_answer_that_the_font_lacks_is_drawn_all_the_same():
     found = dataclasses.replace(_made((100, 400)), target="\u75c5 " * 80)
     assert draw_explanation(_image(100, 400), found).width == 400
+
+
+def test_record_draws_itself_over_any_form_of_its_image(tmp_path):
+    pixels, found = _image(120, 400), _made((120, 400))
+    Image.fromarray(pixels[..., 0]).save(tmp_path / "a.png")
+    assert found.to_png(tmp_path / "a.png") == found.to_png(pixels) == overlay_png(pixels, found)
+    with pytest.raises(ImageInputError, match="no file"):
+        found.to_png(tmp_path / "b.png")

@@ -11,8 +11,6 @@ import click
 
 from .._explanation import METHODS, Explanation
 from .._files import write_whole
-from .._image import load_image
-from .._overlay import overlay_png
 from .._predictor import Predictor
 from ..errors import UsageError
 from ._options import as_json, frame_option, read_structured, with_audited_predictor
@@ -101,7 +99,7 @@ def _check_out(out: str | None) -> None:
 
 
 def _write(out: str, image: str, frame: int | None, explanation: Explanation) -> None:
-    data = overlay_png(load_image(image, frame=frame).pixels, explanation)
+    data = explanation.to_png(image, frame=frame)
     try:
         write_whole(out, data)
     except OSError as error:
