@@ -438,6 +438,6 @@ def test_logits_that_are_not_finite_are_refused(fresh: Predictor, value: float):
     encoded = fresh.encode(IMAGE)
     logits = np.zeros((1, 8), np.float32)
     logits[0, 3] = value
-    fresh._engine.graphs.fusion._run = lambda names, feeds: [logits]
+    fresh._engine.graphs.fusion._run = lambda names, feeds, options: [logits]
     with pytest.raises(InferenceError, match="'logits_vqa' is not 8 finite numbers"):
         encoded.ask(QUESTION)
