@@ -87,7 +87,7 @@ class Explanation(Result):
         return _stretch(wide, height, range(height) if rows is None else rows)
 
     def to_png(self, image: ImageInput, *, frame: int | None = None) -> bytes:
-        """The map drawn over its image at the image's own resolution, with a strip that explains it.
+        """The map drawn over its image at the image's own resolution, above a strip of words.
 
         Without a map the image stays as it is.
 
