@@ -33,7 +33,7 @@ from ._session import GraphSession
 from ._task import output_name
 from .errors import UsageError
 
-__all__ = ["BenchReport", "Overhead", "Quantiles", "run_bench"]
+__all__ = ["BenchReport", "Overhead", "Quantiles", "SdkAndBare", "generated_png", "run_bench"]
 
 QUESTION = "which organ is shown in this image?"
 _NEW_QUESTION = "which {} or {} is shown near the {} {}?"
@@ -154,7 +154,7 @@ def run_bench(
     if not any(task.kind == "vqa" for task in predictor.tasks):
         raise UsageError("the bundle has no question-answering task, which bench measures")
     source = generated_png() if image is None else image
-    pair = _Pair(predictor)
+    pair = SdkAndBare(predictor)
     stages: dict[str, list[float]] = {}
     first: list[float] = []
     further: list[float] = []
@@ -209,7 +209,7 @@ def _new_question() -> str:
     return _NEW_QUESTION.format(*(_WORDS[place % len(_WORDS)] for place in places))
 
 
-class _Pair:
+class SdkAndBare:
     """The SDK's calls, and the same `session.run` calls on the same arrays without it."""
 
     def __init__(self, predictor: Predictor) -> None:
