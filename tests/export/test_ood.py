@@ -80,6 +80,17 @@ def test_images_of_the_same_kind_are_within_and_others_are_not():
     assert (scores(arrays, spec, turned) > 1).mean() > 0.8
 
 
+def test_energy_speaks_up_only_far_from_what_was_seen():
+    validation = make_statistics(300, 1)
+    arrays, spec = fit_model(validation, make_statistics(400, 2), file="ood.npz")
+    usual = quantile_above(validation.energies, 0.99)
+    centre = float(np.median(validation.energies))
+    assert spec.energy_centre == centre
+    assert spec.limits["energy"] >= centre + 2 * (usual - centre)
+    extreme = replace(validation, energies=validation.energies + 50)
+    assert (scores(arrays, spec, extreme) > 1).all()
+
+
 def test_without_reference_images_each_is_measured_by_other_patients():
     validation = make_statistics(150, 1)
     arrays, spec = fit_model(validation, None, file="ood.npz")

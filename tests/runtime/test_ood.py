@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import umd_edge
 from support.ood_bundle import SPEC, arrays, noise, smooth, with_ood
 from support.pictures import make_dicom
-import umd_edge
 from umd_edge import BundleIntegrityError, ManifestError, Predictor
 from umd_edge._arrays import read_arrays, write_arrays
 from umd_edge._ood import (

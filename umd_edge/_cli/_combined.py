@@ -118,7 +118,7 @@ def _one_result(
         codes.append(error.exit_code)
         report(images[position], error)
 
-    name = f"{len(images)} images"
+    name = f"{len(images)} images" if len(images) > 1 else "1 image"
     try:
         with limited(timeout_s=timeout_s):
             study = predictor.encode_study(images, frame=frame, on_error=failed)
