@@ -158,3 +158,12 @@ def test_audit_log_has_the_decision_that_was_explained(bundle, image, tmp_path):
     assert run(*call).code == 0
     records = [json.loads(line) for line in log.read_text().splitlines()]
     assert any(record.get("task") == TASK for record in records)
+
+
+def test_picture_that_cannot_be_written_leaves_nothing_behind(bundle, image, tmp_path):
+    (tmp_path / "taken.png").mkdir()
+    done = run(
+        "explain", image, "--task", TASK, "--bundle", bundle, "--out", tmp_path / "taken.png"
+    )
+    assert done.code == 1 and "taken.png" in done.err and "Traceback" not in done.err
+    assert {item.name for item in tmp_path.iterdir()} == {"a.png", "taken.png"}

@@ -99,12 +99,7 @@ def _check_out(out: str | None) -> None:
 
 
 def _write(out: str, image: str, frame: int | None, explanation: Explanation) -> None:
-    data = explanation.to_png(image, frame=frame)
-    try:
-        write_whole(out, data)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise UsageError(f"--out {out!r} cannot be written: {reason}") from error
+    write_whole(out, explanation.to_png(image, frame=frame))
     note(f"picture: {out}")
 
 
