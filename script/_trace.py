@@ -30,10 +30,11 @@ STATES = ("failed", "not run", "skipped", "passed")
 skipped ones count only where nothing else ran."""
 _STYLE = """
 body { font: 15px/1.4 system-ui, sans-serif; margin: 2em auto; max-width: 1100px; color: #222 }
-table { border-collapse: collapse; width: 100% }
+table { border-collapse: collapse; width: 100%; table-layout: fixed }
+th:first-child { width: 6.5em } th:nth-child(2) { width: 36% } th:last-child { width: 5em }
 th, td { text-align: left; vertical-align: top; padding: .4em .6em; border-bottom: 1px solid #ddd }
 td:first-child, td:last-child { white-space: nowrap }
-code { font-size: 13px }
+code { font-size: 12px; overflow-wrap: anywhere }
 .passed { color: #1a7f37 } .failed { color: #b00020; font-weight: bold }
 .skipped, .not-run { color: #946200 }
 """
