@@ -36,6 +36,7 @@ __all__ = ["App", "create_app"]
 _LOG = logging.getLogger("umd_edge.serve")
 _SWEEP_S = 5.0
 _UNMATCHED = "other"
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -69,7 +70,6 @@ class App:
             Route(path, _marked(path, handler), methods=[method])
             for (method, path), handler in handlers(service).items()
         ]
-
         self._routes: ASGIApp = Router(routes, redirect_slashes=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -155,9 +155,6 @@ class App:
         # No query, no path beyond the route, no address of the client.
         method = scope["method"] if scope["method"] in _METHODS else "-"
         _LOG.info("%s %s %d %.1f ms", method, route, status, seconds * 1e3)
-
-
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 def _marked(path: str, handler: Handler) -> Handler:

@@ -113,7 +113,6 @@ class _Routes:
 
     async def tasks(self, request: Request) -> Response:
         fields = {item.name: item for item in self._predictor.manifest.structured_fields}
-
         extensions = self._predictor.manifest.extensions
 
         def described(task: TaskSpec) -> dict[str, Any]:
