@@ -22,6 +22,11 @@ _RUNTIME = ("numpy", "onnxruntime", "tokenizers", "pillow", "click")
 _EXTRAS = {
     "dicom": ("pydicom", "pylibjpeg", "pylibjpeg-openjpeg", "pyjpegls", "python-gdcm"),
     "video": ("av",),
+    "serve": ("starlette", "uvicorn", "prometheus-client", "python-multipart"),
+    "sr": ("highdicom",),
+    "sign": ("cryptography",),
+    "parquet": ("pyarrow",),
+    "sbom": ("cyclonedx-python-lib",),
     "train": ("torch", "transformers", "accelerate", "safetensors"),
     "export": ("torch", "onnx", "onnxscript", "optimum"),
 }
@@ -32,6 +37,11 @@ _JETPACKS = {35: "JetPack 5: too old", 36: "JetPack 6", 38: "JetPack 7.0 or 7.1"
 _PURPOSE = {
     "dicom": "to read DICOM files",
     "video": "to read clips (MP4, AVI, MPEG)",
+    "serve": "to answer over HTTP",
+    "sr": "to write DICOM Structured Reports",
+    "sign": "to check signatures of bundles",
+    "parquet": "to write results as Parquet",
+    "sbom": "to list what is installed as CycloneDX",
     "train": "to train models",
     "export": "to make bundles",
 }
