@@ -163,3 +163,12 @@ def test_questions_are_gated_as_well(tiny_bundle):
 def test_key_that_no_header_has_is_refused(tmp_path):
     with pytest.raises(ManifestError, match="applies_to may hold dicom_modality, body_part, view"):
         Predictor.load(_bundle(tmp_path, laterality=["L"]))
+
+
+def test_picture_says_the_same_inside_dicom_and_outside(tiny_bundle):
+    predictor = Predictor.load(tiny_bundle)
+    expected = predictor.classify(GREY, "chest-xray").findings
+    assert predictor.classify(make_dicom(GREY), "chest-xray").findings == expected
+    inverted = make_dicom(255 - GREY, PhotometricInterpretation="MONOCHROME1")
+    assert predictor.classify(inverted, "chest-xray").findings == expected
+    assert predictor.classify(make_dicom(255 - GREY), "chest-xray").findings != expected

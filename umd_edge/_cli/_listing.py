@@ -48,10 +48,12 @@ def _images_of(path: str) -> list[str]:
         )
     series = [one for study in studies for one in study.series]
     images = [instance.path for one in series for instance in one.instances]
-    note(
-        f"{path}: {_count(len(images), 'image')}, {_count(len(series), 'series')}, "
-        f"{_count(len(studies), 'study', 'studies')}"
-    )
+    dicom = [study for study in studies if study.study_instance_uid is not None]
+    parts = [_count(len(images), "image")]
+    if dicom:
+        of_dicom = sum(len(study.series) for study in dicom)
+        parts += [_count(of_dicom, "series"), _count(len(dicom), "study", "studies")]
+    note(f"{path}: {', '.join(parts)}")
     if left_out:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items()))
         note(f"{path}: {_count(left_out.total(), 'file')} left out: {reasons}")
