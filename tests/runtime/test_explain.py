@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image
 
 from support.explainable import explainable_bundle, proof
 from support.pictures import gradient, make_dicom
-from umd_edge import Explanation, Predictor, UsageError
+from umd_edge import DeadlineExceededError, Explanation, Predictor, UsageError, limited
 from umd_edge._explain import proven_methods
 from umd_edge._explain_maps import TokenGrid, ablate, spread, windows
 from umd_edge._postprocess import probabilities
@@ -132,6 +133,23 @@ def test_maps_do_not_depend_on_what_was_asked_before(predictor):
     again.classify(TASK, structured=VALUES)
     again.explain(task=TASK, method="attention")
     np.testing.assert_array_equal(again.explain(task=TASK, method="ablation").map, first.map)
+
+
+def test_threads_get_the_same_maps(bundle):
+    encoded = Predictor.load(bundle).encode(gradient())
+
+    def explained(index: int) -> np.ndarray:
+        return encoded.explain(task=TASK, method=("attention", "ablation")[index % 2]).map
+
+    with ThreadPoolExecutor(4) as pool:
+        maps = list(pool.map(explained, range(12)))
+    for index, found in enumerate(maps):
+        np.testing.assert_array_equal(found, maps[index % 2])
+
+
+def test_time_limit_stops_an_explanation(encoded):
+    with pytest.raises(DeadlineExceededError), limited(timeout_s=1e-6):
+        encoded.explain(task=TASK, method="ablation")
 
 
 def test_explaining_leaves_the_answers_as_they_are(bundle):
