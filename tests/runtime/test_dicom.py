@@ -14,7 +14,7 @@ pydicom = pytest.importorskip("pydicom", reason="the extra `dicom` is not instal
 from pydicom.dataset import Dataset  # noqa: E402
 
 from support.pictures import gradient, make_dicom  # noqa: E402
-from umd_edge import DicomInputError, ImageInputError, MissingDependencyError  # noqa: E402
+from umd_edge import DicomInputError, MissingDependencyError  # noqa: E402
 from umd_edge._image import load_image  # noqa: E402
 
 RGB = gradient()
