@@ -142,8 +142,8 @@ def _method(engine: Engine, spec: TaskSpec, request: Request) -> tuple[Method, b
         if not proven and not request.unproven:
             raise UsageError(
                 f"no map is shown for task {spec.name!r}: none was measured to beat a centre prior "
-                f"with this bundle. To see one all the same, name a method ({' or '.join(METHODS)}; "
-                "--method) or allow unproven maps (--unproven)"
+                "with this bundle. To see one all the same, name a method "
+                f"({' or '.join(METHODS)}; --method) or allow unproven maps (--unproven)"
             )
         return (proven or METHODS)[0], bool(proven)
     for method in METHODS:
