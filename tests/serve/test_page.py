@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from support.chromium import browser, chromium
+from umd_edge import Predictor
 
 READY = "!document.querySelector('#ask-button').disabled"
 STARTED = "document.documentElement.dataset.started === 'yes'"
@@ -163,6 +164,17 @@ def test_what_must_not_be_used_does_not_look_like_an_answer(page, image_file, mo
     assert "It would say:" in article
     badges = page.run("document.querySelectorAll('#results .badge.ok').length")
     assert badges == 0
+
+
+def test_what_the_bundle_cannot_do_is_not_offered(open_page, run_server, monkeypatch):
+    classifying = property(
+        lambda self: tuple(task for task in self.manifest.tasks if task.kind == "classification")
+    )
+    monkeypatch.setattr(Predictor, "tasks", classifying)
+    page = open_page(run_server().url + "/")
+    page.wait(STARTED)
+    assert page.run("document.querySelector('#asking').hidden")
+    assert not page.run("document.querySelector('#classifying').hidden")
 
 
 def test_the_bundle_and_its_intended_use_are_named(page, predictor):

@@ -142,7 +142,7 @@ async function during(text, work) {
 
 function ask(question) {
   return during("Answering ...", async (current) => {
-    const line = await (await about("/v1/ask", { question })).json();
+    const line = await (await about("/v1/ask", { question, task: state.asking })).json();
     if (current()) for (const answer of line.answers) add(answerCard(answer, heatButton));
   });
 }
@@ -252,6 +252,8 @@ function offer(tasks, suggestions) {
       element("label", {}, "text about the patient", element("input", { type: "text", id: "text-field" })),
     );
   }
+  byId("asking").hidden = state.asking === undefined;
+  byId("classifying").hidden = classifying.length === 0;
   byId("values").hidden = byId("value-fields").children.length === 0;
 }
 
