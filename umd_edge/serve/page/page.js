@@ -151,7 +151,7 @@ function classify(task) {
   return during("Classifying ...", async (current) => {
     const given = valuesOf(task);
     const line = await (await about("/v1/classify", { task: task.name, ...given })).json();
-    if (current()) add(taskCard(line, given, heatButton));
+    if (current()) add(taskCard(line, task, given, heatButton));
   });
 }
 

@@ -64,7 +64,7 @@ export function answerCard(answer, heatButton) {
   return card;
 }
 
-export function taskCard(line, given, heatButton) {
+export function taskCard(line, task, given, heatButton) {
   const card = element("article", {}, element("h3", {}, line.task));
   const ranked = [...line.findings].sort((a, b) => b.probability - a.probability);
   const positive = ranked.filter((finding) => finding.positive).map((finding) => finding.label);
@@ -73,7 +73,7 @@ export function taskCard(line, given, heatButton) {
     const marked = (finding) => ({
       ...finding,
       first: finding.positive,
-      note: finding.positive ? "positive" : "",
+      note: finding.positive && task.multi_label ? "positive" : "",
     });
     card.append(bars(ranked.map(marked)));
     card.append(...heatButton(line.task, { task: line.task, ...given }));
