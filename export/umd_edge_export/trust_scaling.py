@@ -38,6 +38,8 @@ _LEAST = 1e-12
 # Widths of the normal priors: how far a label may leave the common temperature.
 _WIDTH_SCALE, _WIDTH_BIAS = 0.25, 0.5
 _WIDTH_TEMPERATURE = 2.0
+# Labels of one record err together, so a sigmoid task has less to tell than its cells suggest.
+_WIDTH_SIGMOID_TEMPERATURE = 0.2
 _OTHER_MEAN, _OTHER_WIDTH = -4.0, 4.0
 _KNOTS = np.linspace(np.log(0.3), np.log(8.0), 33)
 
@@ -94,10 +96,12 @@ def _temperature(records: TaskRecords) -> TaskSpec:
         found = minimise(lambda t: _confidence_loss(records, t[0], None, 0.0, 0.0), [0.0])
     else:
         logits = records.logits.astype(np.float64)
+        sigmoid = task.probability_kind == "sigmoid"
+        width = _WIDTH_SIGMOID_TEMPERATURE if sigmoid else _WIDTH_TEMPERATURE
 
         def loss(parameters: Float64Array) -> float:
             value = _mean_loss(task, logits * np.exp(-parameters[0]), records.targets)
-            return value + _prior(parameters, _WIDTH_TEMPERATURE) / len(records)
+            return value + _prior(parameters, width) / len(records)
 
         found = minimise(loss, [0.0])
     return replace(task, temperature=_round(float(np.exp(found[0]))))

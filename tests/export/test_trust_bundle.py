@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 from PIL import Image
 
+import umd_edge
 from support.bundles import TINY, repack, tiny_files
 from umd_edge import Predictor
 from umd_edge._bundle import Bundle
@@ -79,6 +81,15 @@ def test_every_task_with_records_is_fitted_and_the_others_stay(carded: Path, fit
     assert set(by_name["breast-ultrasound"].operating_curves) == set(LABELS)
     assert by_name["skin-lesion"] == before.task("skin-lesion")
     assert [task.name for task in after.tasks] == [task.name for task in before.tasks]
+
+
+def test_the_manifest_fits_its_schema(fitted: Path):
+    schema = json.loads((Path(umd_edge.__file__).parent / "manifest.schema.json").read_text())
+    document = json.loads(Bundle.open(fitted).manifest_bytes)
+    jsonschema.validate(document, schema)
+    document["tasks"][0]["conformal"]["thresholds"][0] = 2
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(document, schema)
 
 
 def test_the_result_gives_what_was_asked_for(fitted: Path, records: Path):
