@@ -7,6 +7,7 @@ validation images that it was not trained on: of the former the model is too sur
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -75,6 +76,9 @@ def _features(statistics: Float64Array) -> dict[str, Float64Array]:
     scaled = (statistics - centre) * scale
     _, singular, rows = np.linalg.svd(scaled, full_matrices=False)
     rank = max(1, min(RANK, count // _PER_DIRECTION, width - 1))
+    # A direction and its opposite are the same; one of them is stored.
+    largest = np.abs(rows).argmax(axis=1)
+    rows = rows * np.sign(rows[np.arange(len(rows)), largest])[:, None]
     variances = singular[:rank] ** 2 / count
     variances = (1 - _SHRINKAGE) * variances + _SHRINKAGE * variances.mean() + 1e-12
     left = float((singular[rank:] ** 2).sum()) / count
@@ -117,7 +121,20 @@ def build_model(arrays: Mapping[str, Float32Array], spec: OodSpec) -> OodModel:
 
 def _fit_arrays(statistics: ImageStatistics) -> dict[str, Float32Array]:
     fitted = {**_features(statistics.tokens), **_appearance(statistics.appearance)}
-    return {name: fitted[name].astype(np.float32) for name in _ARRAYS}
+    return {name: _coarse(fitted[name]) for name in _ARRAYS}
+
+
+def _coarse(values: Float64Array) -> Float32Array:
+    """Values with 18 bits below the largest: fitting elsewhere then gives the same bytes."""
+    step = 2.0 ** (math.floor(math.log2(float(np.abs(values).max()) + 1e-300)) - 18)
+    # Adding 0 turns -0 into 0.
+    rounded: Float64Array = np.round(values / step) * step + 0.0
+    return rounded.astype(np.float32)
+
+
+def _upward(value: float) -> float:
+    """Six digits, never less: the image that sets a limit stays within it."""
+    return float(f"{value + 1e-5 * abs(value):.6g}")
 
 
 def _distances(
@@ -181,7 +198,7 @@ def fit_model(
     else:
         arrays = _fit_arrays(reference)
         distances = _distances(arrays, validation)
-    centre = float(np.median(distances["energy"]))
+    centre = float(f"{np.median(distances['energy']):.6g}")
     limits = {part: quantile_above(values, quantile) for part, values in distances.items()}
     limits["energy"] = centre + _ENERGY_MARGIN * max(limits["energy"] - centre, 1e-6)
     scores = np.maximum.reduce(
@@ -193,9 +210,9 @@ def fit_model(
     )
     factor = quantile_above(scores, quantile)
     widened: dict[OodPart, float] = {
-        "features": limits["features"] * factor,
-        "appearance": limits["appearance"] * factor,
-        "energy": centre + (limits["energy"] - centre) * factor,
+        "features": _upward(limits["features"] * factor),
+        "appearance": _upward(limits["appearance"] * factor),
+        "energy": _upward(centre + (limits["energy"] - centre) * factor),
     }
     spec = OodSpec(
         file=file, limits=widened, energy_centre=centre, quantile=quantile, n=len(validation)
