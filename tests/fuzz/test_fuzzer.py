@@ -16,7 +16,7 @@ from support.requirements import lacking
 pytestmark = pytest.mark.slow
 
 TESTS = Path(__file__).resolve().parent.parent
-_SECONDS = 4
+_SECONDS = 3
 
 _PLANTED = """
 import sys
