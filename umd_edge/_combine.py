@@ -169,6 +169,12 @@ class EncodedStudy:
         """
         if not images:
             raise ImageInputError("no image of the study can be used; give at least one that can")
+        studies = {image.dicom.study_instance_uid for image in images if image.dicom} - {None}
+        if len(studies) > 1:
+            raise ImageInputError(
+                f"the images are of {len(studies)} studies by their StudyInstanceUID (0020,000D); "
+                "combine those of one study"
+            )
         self.images = tuple(images)
         self.unusable = tuple(unusable)
         self._positions = tuple(range(len(images)) if positions is None else positions)

@@ -263,3 +263,12 @@ def test_command_refuses_a_folder_without_an_image(tmp_path: Path, tiny_bundle):
     done = run("classify", tmp_path, "--task", "chest-xray", "--bundle", tiny_bundle)
     assert done.code == 4
     assert "no image in" in done.err
+
+
+def test_images_of_two_studies_are_not_combined(archive: Path, tiny_bundle):
+    command = ("classify", archive, "--task", "chest-xray", "--bundle", tiny_bundle, "--combine")
+    done = run(*command, "--json")
+    assert done.code == 4
+    assert "2 studies by their StudyInstanceUID (0020,000D)" in done.err
+    assert "findings" not in done.out
+    assert run(*command[:1], archive / "x", *command[2:]).code == 0
