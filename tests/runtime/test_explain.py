@@ -250,7 +250,7 @@ def _explanation(values: np.ndarray, size: tuple[int, int], found: Explanation) 
     return dataclasses.replace(found, map=np.asarray(values, np.float32), image_size=size)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(
     rows=st.integers(1, 9),
     columns=st.integers(1, 9),

@@ -48,7 +48,7 @@ def _sum(name: str, pairs: list[tuple[int, int]], names: list[str], known: dict)
     return _sum(a, pairs, names, known) + _sum(b, pairs, names, known) + np.float32(index + 1)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(st.data())
 def test_part_computes_what_the_whole_computes(data):
     pairs = data.draw(
@@ -96,14 +96,14 @@ def test_unknown_tensor_is_named_in_the_error(inputs, outputs):
         extract(tiny_files()["graphs/vision.fp32.onnx"], inputs, outputs)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.binary(max_size=64))
 def test_bytes_that_are_no_graph_are_refused(data: bytes):
     with pytest.raises(BundleIntegrityError):
         extract(data, {}, ["pooled"])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.data())
 def test_damaged_graph_is_refused_or_cut_but_never_crashes(data):
     graph = bytearray(tiny_files()["graphs/vision.fp32.onnx"])
