@@ -41,6 +41,7 @@ FRAMES = moving_bar(40)
 KINDS = {
     "mp4-mpeg4": ("mp4", "mpeg4", {}, 2.0),
     "mp4-h264": ("mp4", "libx264", {"crf": "8"}, 2.0),
+    "mp4-h265": ("mp4", "libx265", {"crf": "8", "x265-params": "log-level=none"}, 2.0),
     "avi-mpeg4": ("avi", "mpeg4", {}, 2.0),
     "avi-mjpeg": ("avi", "mjpeg", {}, 3.0),
     "mpeg-mpeg1": ("mpeg", "mpeg1video", {}, 2.0),
@@ -151,6 +152,7 @@ def _in_dicom(stream: bytes, syntax: str) -> bytes:
         ("bare-mpeg2", "1.2.840.10008.1.2.4.100"),
         ("mpegts-mpeg2", "1.2.840.10008.1.2.4.100"),
         ("mp4-h264", "1.2.840.10008.1.2.4.102"),
+        ("mp4-h265", "1.2.840.10008.1.2.4.107"),
     ],
 )
 def test_mpeg_inside_dicom_is_a_clip(name: str, syntax: str):
