@@ -111,7 +111,7 @@ def proof_table(proofs: Mapping[str, Proof]) -> str:
         )
         lines.append(
             f"| `{name}` | {f['records']} ({f['groups']}) | {f['scaling']} | {shown} "
-            f"| {after['perfect_95']:.3f} |"
+            f"| {after['perfect_95']:.4f} |"
         )
     lines += [
         "",
