@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from support.bundles import TINY, tiny_files, zip_bytes
+from support.clips import make_clip, moving_bar
 from support.pictures import encode, gradient, make_dicom, png_header
 from umd_edge import Bundle, Manifest, Predictor, UmdEdgeError
 from umd_edge._audit_chain import encode_line, verify_log
@@ -32,6 +33,7 @@ from umd_edge._selftest import read_golden
 from umd_edge._signature import read_public_keys
 from umd_edge._structured import encode_structured
 from umd_edge._tokenizer import TextTokenizer
+from umd_edge._video import load_clip
 
 MAX_PIXELS = 64_000_000
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -75,6 +77,15 @@ def run_dicom(data: bytes) -> None:
         loaded = load_image(data[1:], frame=frame or None)
         _check_pixels(loaded.pixels)
         assert "Secret" not in repr(loaded.dicom)
+
+
+def run_clip(data: bytes) -> None:
+    """A clip; the first byte says how many frames are taken."""
+    with _refusals():
+        clip = load_clip(data[1:], frames=1 + data[0] % 4 if data else 1)
+        assert clip.images
+        for loaded in clip.images:
+            _check_pixels(loaded.pixels)
 
 
 def _check_pixels(pixels: np.ndarray) -> None:
@@ -293,6 +304,16 @@ def _dicom_seeds() -> list[bytes]:
     return [bytes([frame]) + data for data in found for frame in (0, 2)]
 
 
+def _clip_seeds() -> list[bytes]:
+    kinds = (("mp4", "mpeg4"), ("avi", "mpeg4"), ("mpeg", "mpeg1video"), ("avi", "mjpeg"))
+    found = []
+    for kind, codec in kinds:
+        with contextlib.suppress(Exception):  # a codec that this ffmpeg lacks
+            found.append(make_clip(moving_bar(4, 16, 16), kind, codec))
+    assert found
+    return [bytes([count]) + data for data in found for count in (0, 2)]
+
+
 def _http_seeds() -> list[bytes]:
     png = encode(Image.fromarray(gradient(16, 16)))
     host = b"host: 127.0.0.1:8765"
@@ -344,6 +365,7 @@ _SMALL, _LARGE = 64 << 20, 1 << 30
 TARGETS = {
     "image": Target(run_image, _image_seeds, _LARGE),
     "dicom": Target(run_dicom, _dicom_seeds, _LARGE),
+    "clip": Target(run_clip, _clip_seeds, _LARGE),
     "manifest": Target(run_manifest, lambda: [tiny_files()["manifest.json"]], _SMALL),
     "json": Target(run_json, lambda: [b'{"age": 61, "itch": true, "region": "face"}'], _SMALL),
     "zip": Target(run_zip, _zip_seeds, _SMALL),
