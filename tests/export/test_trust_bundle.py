@@ -14,6 +14,7 @@ from PIL import Image
 
 import umd_edge
 from support.bundles import TINY, repack, tiny_files
+from support.export_fixtures import make_records
 from umd_edge import Predictor
 from umd_edge._bundle import Bundle
 from umd_edge_export.cli import run
@@ -203,3 +204,24 @@ class TestCommand:
         code, _, err = call(TINY, "--data", data, "--out", tmp_path / "a.umd")
         assert code == 4 and told in err
         assert not (tmp_path / "a.umd").exists()
+
+
+@pytest.mark.slow
+def test_a_checkpoint_becomes_a_fitted_bundle(checkpoint_dir: Path, tmp_path: Path):
+    ranges = make_records(tmp_path / "ranges", 12)
+    labelled = make_records(tmp_path / "labelled", 36)
+    out = tmp_path / "fitted.umd"
+    options = ["--range-data", ranges, "--fit-data", labelled, "--variants", "fp32", "--out", out]
+    assert run(["bundle", *map(str, [checkpoint_dir, *options])]) == 0
+    fitted = Bundle.open(out)
+    assert any(task.conformal is not None for task in fitted.manifest.tasks)
+    assert "## Probabilities and doubt" in fitted.read("MODEL_CARD.md").decode()
+    assert set(json.loads(fitted.read("report.json"))) >= {"parity", "gates", "trust"}
+    assert not [item for item in tmp_path.iterdir() if item.name.startswith(".fitted")]
+
+
+def test_records_of_the_ranges_are_not_fitted_on(checkpoint_dir: Path, tmp_path: Path, capsys):
+    ranges = make_records(tmp_path / "ranges", 12)
+    options = ["--range-data", ranges, "--fit-data", ranges, "--out", tmp_path / "a.umd"]
+    assert run(["bundle", *map(str, [checkpoint_dir, *options])]) == 2
+    assert "--fit-data" in capsys.readouterr().err
