@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from support.bundles import tiny_files, unpack, zip_bytes
 from support.command import run, run_json
+from support.requirements import lacking
 from umd_edge import (
     Bundle,
     BundleIntegrityError,
@@ -170,7 +171,7 @@ class TestOpening:
     def test_openssl_verifies_what_is_written(self, signed: Path, keys: Path, tmp_path: Path):
         openssl = shutil.which("openssl")
         if openssl is None:
-            pytest.skip("no openssl command here")
+            lacking("openssl", "there is no openssl command")
         (tmp_path / "manifest.json").write_bytes(Bundle.open(signed).manifest_bytes)
         (tmp_path / "manifest.sig").write_bytes(Bundle.open(signed).signatures)
         command = [openssl, "pkeyutl", "-verify", "-pubin", "-inkey", str(keys / "maker.pub.pem")]
