@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -237,7 +236,7 @@ def write_bundle(
     if total > _MAX_TOTAL_BYTES - (1 << 20) or any(len(d) > MAX_FILE_BYTES for d in files.values()):
         raise BundleError(f"the files have {total} bytes together; 4 GiB, and 2 each, are allowed")
     target = Path(out)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    temporary = target.with_name(f".{target.name}.{os.urandom(4).hex()}.tmp")
     try:
         with temporary.open("xb") as file:
             write_zip(files, file)

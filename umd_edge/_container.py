@@ -13,11 +13,11 @@ import stat
 import struct
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from ._manifest import MAX_FILE_BYTES, MAX_FILES, is_safe_path
+from ._record import dataclass
 from .errors import BundleError, BundleIntegrityError, BundleNotFoundError
 
 __all__ = ["Container", "open_container", "write_zip"]

@@ -6,8 +6,8 @@ A header can claim any size. Decoders believe it and allocate; so the claim is c
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+from ._record import dataclass
 from .errors import ImageInputError
 
 __all__ = [

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union
 
@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from ._headers import check_size, jpeg_facts, png_facts
 from ._preprocess import window_to_uint8
+from ._record import dataclass
 from .errors import ImageInputError
 
 if TYPE_CHECKING:

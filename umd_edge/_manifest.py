@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from ._fields import (
@@ -26,6 +26,7 @@ from ._fields import (
 )
 from ._json import dump_canonical, load_strict
 from ._preprocess import PreprocessSpec
+from ._record import dataclass
 from ._structured import StructuredField
 from ._task import TaskSpec, output_name
 from .errors import BundleVersionError, ManifestError

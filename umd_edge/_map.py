@@ -6,12 +6,13 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import field
 from operator import length_hint
 from typing import TYPE_CHECKING, Any
 
 from ._deadline import CancelToken, active_limits, check_timeout, limited
 from ._defaults import WORKERS
+from ._record import dataclass
 from ._results import Answer, Classification, Timing, answers_to_dict
 from .errors import CancelledError, UmdEdgeError, UsageError
 

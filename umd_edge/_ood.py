@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ import numpy.typing as npt
 
 from ._arrays import read_arrays
 from ._ood_spec import OodPart, OodSpec
+from ._record import dataclass
 from ._task import TaskSpec
 from .errors import BundleIntegrityError
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from ._fields import fail, file_, integer, object_
+from ._record import dataclass
 
 __all__ = ["PARTS", "OodPart", "OodSpec"]
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
+from ._record import dataclass
 from .errors import ProviderUnavailableError, UsageError
 
 __all__ = ["SessionOptions"]

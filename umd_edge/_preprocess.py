@@ -14,13 +14,13 @@ for bit. There is no floating-point sum and no BLAS.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ._record import dataclass
 from .errors import ImageInputError, ManifestError
 
 __all__ = [

@@ -6,12 +6,13 @@ A repr shows no question and no answer, so that a logged record tells nothing ab
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from ._record import dataclass
 from ._trust_curves import OperatingPoint
 from ._trust_sets import PredictionSet
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from ._record import dataclass
 from .errors import ManifestError, StructuredInputError
 
 __all__ = ["StructuredField", "encode_structured"]

@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from ._ood_spec import OodSpec
+from ._record import dataclass
 from ._trust_curves import OperatingCurve
 from ._trust_sets import ConformalSpec
 from .errors import ManifestError

@@ -7,10 +7,10 @@ probability with (n + 1 - r) / (n + 1). So 8 positives never promise more than 8
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from ._fields import fail, integer, list_, object_
+from ._record import dataclass
 from .errors import UsageError
 
 __all__ = ["OperatingCurve", "OperatingPoint", "check_share"]

@@ -10,13 +10,14 @@ average over patients like those of the validation records, not one for a single
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from ._fields import fail, free_object, integer, list_, object_
+from ._record import dataclass
 from ._trust_curves import shares
 
 __all__ = ["ConformalSpec", "ConformalThresholds", "PredictionSet", "State"]
