@@ -143,7 +143,9 @@ def _trust_section(report: Mapping[str, Any]) -> list[str]:
         return []
     lines = [
         "Fitted on validation records of patients that the model was not trained on; negative "
-        "log-likelihood (NLL) and Brier score are those of patients left out of the fit.",
+        "log-likelihood (NLL) and Brier score are those of patients left out of the fit. Metrics "
+        "above that depend on probabilities or operating points (Brier, ECE, decisions on several "
+        "labels) were measured without it.",
         "",
         "| task | records | patients | scaling | NLL | Brier | abstains from |",
         "| --- | --- | --- | --- | --- | --- | --- |",

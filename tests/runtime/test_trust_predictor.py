@@ -225,6 +225,11 @@ class TestCommand:
             *("coverage", "outputs", "other", "n", "complete", "reason")
         }
 
+    def test_info_says_what_can_be_asked_for(self, fitted: Path):
+        found = run("info", "--bundle", fitted).out
+        assert "fitted: temperature 1.5, --sensitivity and --specificity, --coverage" in found
+        assert "fitted: scaling, --coverage" in found
+
     def test_ask_prints_the_set(self, fitted: Path, picture: Path):
         found = run("ask", picture, "which organ ?", "--bundle", fitted, "--coverage", "0.9")
         assert "not excluded at 90.0 %" in found.out

@@ -10,6 +10,7 @@ from .._bundle import Bundle
 from .._describe import describe_bundle, describe_signature, model_card
 from .._doctor import describe, examine
 from .._predictor import Predictor
+from .._task import TaskSpec
 from ._options import BundleChoice, as_json, bundle_option, open_bundle, with_predictor
 from ._output import emit, table
 
@@ -57,7 +58,25 @@ def _summary(bundle: Bundle) -> str:
         lines.append(f"  {task.name} ({task.kind}): {shown}")
         if task.structured_paths:
             lines.append(f"    reads, where given: {', '.join(task.structured_paths)}")
+        if fitted := _fitted_words(task):
+            lines.append(f"    fitted: {fitted}")
     return "\n".join(lines)
+
+
+def _fitted_words(task: TaskSpec) -> str:
+    """What the task can say of its own certainty."""
+    words = []
+    if task.scale or task.other is not None:
+        words.append("scaling")
+    elif task.temperature != 1.0:
+        words.append(f"temperature {task.temperature:g}")
+    if task.operating_curves:
+        words.append("--sensitivity and --specificity")
+    if task.conformal is not None:
+        words.append("--coverage")
+    if "abstain" in task.thresholds:
+        words.append(f"abstains below {task.thresholds['abstain']:g}")
+    return ", ".join(words)
 
 
 def _signature_words(bundle: Bundle) -> str:
