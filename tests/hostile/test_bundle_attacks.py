@@ -18,7 +18,7 @@ from umd_edge import (
     BundleNotFoundError,
     ManifestError,
     Predictor,
-    _selftest,
+    _arrays,
 )
 from umd_edge._selftest import read_golden, write_golden
 
@@ -300,7 +300,7 @@ class TestGolden:
             read_golden(out.getvalue())
 
     def test_bomb_is_refused_from_its_directory(self, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(_selftest, "_MAX_GOLDEN_BYTES", 1 << 20)
+        monkeypatch.setattr(_arrays, "_MAX_BYTES", 1 << 20)
         out = io.BytesIO()
         with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("a.npy", bytes(2 << 20))
