@@ -17,7 +17,7 @@ from typing import Any, Literal
 from ._dicom_facts import identity, no_image
 from ._dicom_file import guarded, read_directory, read_header
 from ._image import file_kind
-from .errors import DicomInputError, ImageInputError, UmdEdgeError
+from .errors import DicomInputError, ImageInputError, MissingDependencyError, UmdEdgeError
 
 __all__ = ["Instance", "Series", "Study", "list_images", "list_studies"]
 
@@ -102,7 +102,7 @@ def list_studies(
 
     Raises:
         ImageInputError: Nothing there, no permission, or no image in it; a damaged DICOMDIR.
-        MissingDependencyError: There is DICOM, and pydicom is not installed.
+        MissingDependencyError: A DICOMDIR was given, and pydicom is not installed.
 
     Source: PS3.3 A.1.2 (study, series, instance) and PS3.3 F.3 (DICOMDIR).
     """
@@ -216,7 +216,7 @@ def _instance(path: Path, on_left_out: OnLeftOut) -> Instance | None:
     name = repr(str(path))
     try:
         facts = guarded(name, lambda pydicom: _header(pydicom, path, name))
-    except ImageInputError:
+    except (ImageInputError, MissingDependencyError):
         return Instance(path=str(path), kind="dicom")
     if isinstance(facts, str):
         on_left_out(str(path), facts)

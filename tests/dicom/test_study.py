@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ pydicom = pytest.importorskip("pydicom", reason="the extra `dicom` is not instal
 from support.command import png, run  # noqa: E402
 from support.dcmtk import program  # noqa: E402
 from support.pictures import gradient, make_dicom  # noqa: E402
-from umd_edge import DicomInputError, ImageInputError  # noqa: E402
+from umd_edge import DicomInputError, ImageInputError, MissingDependencyError  # noqa: E402
 from umd_edge._study import Study, list_images, list_studies  # noqa: E402
 
 GREY = gradient()[..., 2]
@@ -272,3 +273,16 @@ def test_images_of_two_studies_are_not_combined(archive: Path, tiny_bundle):
     assert "2 studies by their StudyInstanceUID (0020,000D)" in done.err
     assert "findings" not in done.out
     assert run(*command[:1], archive / "x", *command[2:]).code == 0
+
+
+def test_without_pydicom_the_other_images_are_still_listed(archive: Path, tiny_bundle, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    assert len(list(list_images(archive))) == 6  # the report, too: nobody can tell
+    command = ("classify", archive, "--task", "chest-xray", "--bundle", tiny_bundle, "--json")
+    done = run(*command)
+    lines = [json.loads(line) for line in done.out.splitlines()]
+    assert done.code == 5
+    assert [Path(line["image"]).name for line in lines if "error" not in line] == ["z.dcm"]
+    assert 'pip install "umd-edge[dicom]"' in done.err
+    with pytest.raises(MissingDependencyError, match=r"umd-edge\[dicom\]"):
+        list_studies(DIRECTORIES / "DICOMDIR")
