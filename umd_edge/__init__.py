@@ -78,6 +78,8 @@ if TYPE_CHECKING:
     from ._sr import sr_report, write_sr
     from ._study import Instance, Series, Study, list_images, list_studies
     from ._swap import PredictorSlot
+    from ._trust_curves import OperatingPoint
+    from ._trust_sets import PredictionSet
 
 __version__ = "0.1.0"
 
@@ -119,7 +121,9 @@ __all__ = [
     "ManifestError",
     "Match",
     "MissingDependencyError",
+    "OperatingPoint",
     "Outcome",
+    "PredictionSet",
     "Predictor",
     "PredictorSlot",
     "ProviderError",
@@ -169,7 +173,9 @@ _HOMES = {
     "LeftOut": "_results",
     "Manifest": "_manifest",
     "Match": "_rank",
+    "OperatingPoint": "_trust_curves",
     "Outcome": "_map",
+    "PredictionSet": "_trust_sets",
     "Predictor": "_predictor",
     "PredictorSlot": "_swap",
     "Ranking": "_rank",
