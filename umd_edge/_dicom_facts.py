@@ -96,14 +96,16 @@ def check_object(dataset: Any, name: str) -> None:
     Raises:
         DicomInputError: It is of another kind, or has no pixels.
     """
-    uid = str(dataset.get("SOPClassUID", ""))
-    kinds = [
-        (len(key), kind) for key, kind in _NO_IMAGES.items() if f"{uid}.".startswith(f"{key}.")
-    ]
-    if kinds:
+    other = no_image(dataset)
+    if other:
         raise DicomInputError(
-            f"{name} is DICOM, but its SOPClassUID (0008,0016) says that it is {max(kinds)[1]}, "
-            "not a picture; give the image that belongs to it"
+            f"{name} is DICOM, but its SOPClassUID (0008,0016) says that it is {other}, not a "
+            "picture; give the image that belongs to it"
+        )
+    if not len(dataset):  # what pydicom gives back of a data set that ends within an element
+        raise DicomInputError(
+            f"{name} is DICOM that is cut off, within PixelData (7FE0,0010) or before it; copy or "
+            "export the file again"
         )
     if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
         raise DicomInputError(f"{name} is DICOM with floating-point pixels; whole numbers are read")

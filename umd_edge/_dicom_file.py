@@ -139,11 +139,6 @@ def read_dataset(pydicom: Any, data: bytes, name: str) -> Any:
         return _inflated_dataset(pydicom, data, name)
     is_file = data[128:132] == b"DICM"
     dataset = pydicom.dcmread(io.BytesIO(data), force=not is_file, specific_tags=PIXEL_TAGS)
-    if not len(dataset):  # what pydicom gives back of a data set that ends within an element
-        raise DicomInputError(
-            f"{name} is DICOM that is cut off, within PixelData (7FE0,0010) or before it; copy or "
-            "export the file again"
-        )
     if "TransferSyntaxUID" not in dataset.file_meta:
         implicit, little = dataset.original_encoding
         uid = pydicom.uid.ImplicitVRLittleEndian if implicit else pydicom.uid.ExplicitVRLittleEndian

@@ -17,6 +17,7 @@ from support.command import png, run  # noqa: E402
 from support.dcmtk import program  # noqa: E402
 from support.pictures import gradient, make_dicom  # noqa: E402
 from umd_edge import DicomInputError, ImageInputError, MissingDependencyError  # noqa: E402
+from umd_edge._image import load_image  # noqa: E402
 from umd_edge._study import Study, list_images, list_studies  # noqa: E402
 
 GREY = gradient()[..., 2]
@@ -286,3 +287,9 @@ def test_without_pydicom_the_other_images_are_still_listed(archive: Path, tiny_b
     assert 'pip install "umd-edge[dicom]"' in done.err
     with pytest.raises(MissingDependencyError, match=r"umd-edge\[dicom\]"):
         list_studies(DIRECTORIES / "DICOMDIR")
+
+
+def test_dicomdir_is_no_picture(tmp_path: Path):
+    directory = written_by_dcmtk(_medium(tmp_path))
+    with pytest.raises(DicomInputError, match=r"a directory \(DICOMDIR\), not a picture"):
+        load_image(directory)
