@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -133,3 +134,52 @@ def test_a_bad_scaling_is_refused(probability: dict[str, Any], told: str):
 def test_other_answers_belong_to_a_softmax():
     with pytest.raises(ManifestError, match="other belongs to a softmax"):
         _task("sigmoid", multi_label=True, other=0.0)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=5,
+)
+FITTED = {
+    "name": "t",
+    "kind": "classification",
+    "labels": ["a"],
+    "prompt": "p",
+    "probability": {"kind": "softmax", "scale": [1.0], "bias": [0.0], "other": 0.0},
+    "operating_curves": {
+        "a": {
+            "thresholds": [0.5],
+            "sensitivities": [0.5],
+            "specificities": [0.5],
+            "n_positive": 1,
+            "n_negative": 1,
+        }
+    },
+    "conformal": {"method": "lac", "coverages": [0.5], "n": 1, "thresholds": [0.5]},
+}
+PLACES = [
+    *("probability", "operating_curves", "conformal", "probability.scale", "probability.bias"),
+    *("probability.other", "probability.platt", "operating_curves.a", "conformal.method"),
+    *("operating_curves.a.thresholds", "operating_curves.a.n_positive", "conformal.coverages"),
+    *("conformal.n", "conformal.thresholds", "conformal.other", "conformal.labels"),
+]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(PLACES), JSON)
+def test_any_value_in_any_fitted_place_is_read_or_refused_as_a_manifest_error(
+    place: str, value: Any
+):
+    document = copy.deepcopy(FITTED)
+    *path, last = place.split(".")
+    table: Any = document
+    for part in path:
+        table = table[part]
+    table[last] = value
+    try:
+        task = TaskSpec.from_dict(document)
+    except ManifestError as error:
+        assert str(error)
+    else:
+        assert TaskSpec.from_dict(task.to_dict()) == task
