@@ -15,8 +15,7 @@ import numpy.typing as npt
 from umd_edge._bundle import Bundle
 from umd_edge._manifest import Manifest
 from umd_edge._preprocess import preprocess
-from umd_edge._records import compose_text
-from umd_edge._task import output_name
+from umd_edge._task import compose_text, output_name
 from umd_edge._tokenizer import TextTokenizer
 from umd_edge.errors import UsageError
 

@@ -27,10 +27,9 @@ import numpy.typing as npt
 
 from ._predictor import Predictor
 from ._preprocess import preprocess
-from ._records import compose_text
 from ._results import Answer
 from ._session import GraphSession
-from ._task import output_name
+from ._task import compose_text, output_name
 from .errors import UsageError
 
 __all__ = ["BenchReport", "Overhead", "Quantiles", "SdkAndBare", "generated_png", "run_bench"]

@@ -35,7 +35,6 @@ from ._postprocess import (
     prediction_set,
     probabilities,
 )
-from ._records import compose_text
 from ._results import (
     Alternative,
     Answer,
@@ -47,7 +46,7 @@ from ._results import (
     Timing,
 )
 from ._status import judge, outside_intended_use
-from ._task import TaskSpec
+from ._task import TaskSpec, compose_text
 from ._trust_sets import STATES, PredictionSet
 from .errors import ImageInputError, UmdEdgeError
 

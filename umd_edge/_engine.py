@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ._bundle import Bundle
 from ._graphs import Graphs, default_variant
-from ._ood import OodScore, energy, load_models
+from ._ood import OodScore, load_models
 from ._options import SessionOptions
 from ._postprocess import (
     best_outputs,
@@ -28,11 +28,10 @@ from ._postprocess import (
     prediction_set,
     probabilities,
 )
-from ._records import compose_text
 from ._results import Alternative, Answer, BundleInfo, Classification, Finding, Status, Timing
 from ._status import judge, outside_intended_use
 from ._structured import encode_structured
-from ._task import TaskSpec, output_name
+from ._task import TaskSpec, compose_text, output_name
 from ._tokenizer import TextTokenizer
 from ._trust_sets import PredictionSet
 from .errors import InferenceError, TextInputError, UnknownTaskError, UsageError
@@ -270,7 +269,7 @@ class Engine:
         if model is None:
             return None
         image = encoded.profile().score(model)
-        return model.score(image, energy(logits, multi_label=task.multi_label))
+        return model.score(image, logits, multi_label=task.multi_label)
 
     def vqa_task(self, name: str | None) -> TaskSpec:
         """The question-answering task of that name; the only one where None.

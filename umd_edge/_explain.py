@@ -19,9 +19,8 @@ from ._explain_maps import TokenGrid, ablate, attention_map, spread, windows
 from ._explanation import METHODS, Explanation, Method
 from ._insides import CELLS
 from ._postprocess import probabilities
-from ._records import compose_text
 from ._results import Answer, Classification, Result
-from ._task import TaskSpec, output_name
+from ._task import TaskSpec, compose_text, output_name
 from .errors import UsageError
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from ._bundle import Bundle
 from ._options import SessionOptions
 from ._session import GraphSession, GraphSpec
-from ._subgraph import extract
 from .errors import ProviderUnavailableError, UsageError
 
 __all__ = ["ATTENTION", "CELLS", "Insides"]
@@ -83,6 +82,8 @@ class Insides:
                     f"{path!r} names no tensor {tensor!r}, so this bundle has no map of that kind; "
                     "choose another method, or export the bundle again"
                 )
+        from ._subgraph import extract
+
         cut, fed = extract(data, inputs, outputs)
         whole = self._specs[part].inputs
         kinds = {key: whole[key] if key in whole else ("float", inputs[key]) for key in fed}

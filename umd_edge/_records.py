@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ._record import dataclass
 from ._structured import StructuredField, encode_structured
-from ._task import OnUnmapped, TaskSpec
+from ._task import OnUnmapped, TaskSpec, compose_text
 from .errors import DataError
 
 __all__ = ["Example", "ExampleSet", "Record", "VQAReference", "build_examples", "read_records"]
@@ -134,11 +134,6 @@ def _selected(record: Record, task: TaskSpec) -> bool:
         if not any(item in allowed for item in values):
             return False
     return True
-
-
-def compose_text(prompt: str, texts: Iterable[str]) -> str:
-    """The text that the model reads: the prompt, then each text given."""
-    return " ".join(part.strip() for part in (prompt, *texts) if part.strip())
 
 
 def _text(record: Record, task: TaskSpec) -> str:

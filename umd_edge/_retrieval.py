@@ -18,9 +18,8 @@ from ._encoded import EncodedImage
 from ._gallery import MAX_GALLERY_BYTES, Gallery, GalleryMaker, Kind
 from ._image import LoadedImage, decode_image, load_image, read_image_file
 from ._rank import CANDIDATES, Direction, Method, Ranking, score_pairs
-from ._records import compose_text
 from ._results import Timing
-from ._task import TaskSpec
+from ._task import TaskSpec, compose_text
 from .errors import (
     GalleryError,
     InputError,

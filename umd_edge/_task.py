@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
@@ -20,7 +20,7 @@ from ._trust_curves import OperatingCurve
 from ._trust_sets import ConformalSpec
 from .errors import ManifestError
 
-__all__ = ["TargetSpec", "TaskSpec", "output_name"]
+__all__ = ["TargetSpec", "TaskSpec", "compose_text", "output_name"]
 
 Absent = Literal["negative", "unknown", "error"]
 OnUnmapped = Literal["error", "drop"]
@@ -32,6 +32,11 @@ _TEXT_PATHS = frozenset(
     {"text", "caption", "note", "findings", "impression", "question"}
     | {"note_masked", "findings_masked"}
 )
+
+
+def compose_text(prompt: str, texts: Iterable[str]) -> str:
+    """The text that the model reads: the prompt, then each text given."""
+    return " ".join(part.strip() for part in (prompt, *texts) if part.strip())
 
 
 def output_name(task_name: str) -> str:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from umd_edge._records import Record, build_examples, compose_text, read_records
+from umd_edge._records import Record, build_examples, read_records
 from umd_edge._structured import StructuredField
-from umd_edge._task import TaskSpec
+from umd_edge._task import TaskSpec, compose_text
 from umd_edge.errors import DataError, StructuredInputError, UmdEdgeError
 
 FIELDS = (
