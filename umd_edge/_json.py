@@ -17,19 +17,19 @@ MAX_DEPTH = 32
 _MAX_NUMBER_CHARACTERS = 40
 _MAX_INTEGER = 2**53
 
-# Strings are skipped as a whole, so that brackets inside them do not count.
-_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+# Strings are taken out as a whole, so that brackets inside them do not count.
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_OTHERS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def _check_depth(data: bytes) -> None:
     depth = 0
-    for match in _BRACKETS.finditer(data):
-        first = data[match.start()]
+    for first in _STRING.sub(b"", data).translate(None, _OTHERS):
         if first in b"[{":
             depth += 1
             if depth > MAX_DEPTH:
                 raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
-        elif first in b"]}":
+        else:
             depth -= 1
 
 
