@@ -9,7 +9,7 @@ import pytest
 
 pydicom = pytest.importorskip("pydicom", reason="the extra `dicom` is not installed")
 
-from support.dcmtk import rendered  # noqa: E402
+from support.dcmtk import rendered, wrapped  # noqa: E402
 from umd_edge import DicomInputError, ImageInputError  # noqa: E402
 from umd_edge._image import load_image  # noqa: E402
 
@@ -131,3 +131,12 @@ def test_every_carried_file_is_read_or_refused_with_a_reason():
             assert len(str(error)) > 40
             assert path.name in str(error)
     assert read > 40
+
+
+def test_real_film_inside_dicom_is_the_film(shared_data: Path, tmp_path: Path):
+    films = sorted((shared_data / "native").glob("*.jpg"))[:4]
+    assert len(films) == 4
+    for film in films:
+        pixels, inside = load_image(film).pixels, load_image(wrapped(film, tmp_path)).pixels
+        grey = inside[..., :1] if pixels.shape[2] == 1 else inside
+        assert np.array_equal(pixels, grey)

@@ -30,6 +30,13 @@ def rewritten(data: bytes, folder: Path, tool: str, *options: str) -> Path:
     return target
 
 
+def wrapped(picture: Path, folder: Path) -> Path:
+    """A DICOM file that DCMTK put around the bytes of a JPEG file."""
+    target = folder / "wrapped.dcm"
+    _run([program("img2dcm"), str(picture), str(target)])
+    return target
+
+
 def rendered(path: Path, *options: str, frame: int | None = None) -> np.ndarray:
     """(H, W, 1 or 3) uint8 as DCMTK shows it, without overlays."""
     head = path.read_bytes()[:2048]
