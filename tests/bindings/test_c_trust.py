@@ -82,6 +82,31 @@ def test_operating_points_are_those_of_python(
             assert numbers == [chosen.threshold, chosen.sensitivity, chosen.specificity]
 
 
+@pytest.mark.parametrize("wanted", [{"sensitivity": 0.95}, {"specificity": 0.9}])
+def test_a_curve_that_does_not_reach_gives_its_best_point_as_in_python(
+    wanted: dict[str, float], tmp_path: Path
+) -> None:
+    short = {
+        **CURVE,
+        "sensitivities": [0.9, 0.9, 0.5, 0.1],
+        "specificities": [0.2, 0.4, 0.8, 0.8],
+    }
+
+    def edit(manifest: dict[str, Any]) -> None:
+        fit_everything(manifest)
+        task = task_of(manifest, "chest-xray")
+        task["operating_curves"] = dict(zip(task["labels"], [CURVE, short], strict=False))
+
+    path = repack(tmp_path / "short.umd", edit=edit)
+    point, *numbers = CPredictor(path).encode(IMAGE).classify("chest-xray", **wanted).points[1]
+    encoded = umd_edge.Predictor.load(path).encode(IMAGE)
+    finding = encoded.classify("chest-xray", **wanted).findings[1]  # type: ignore[arg-type]
+    chosen = finding.operating_point
+    assert chosen is not None and not chosen.reached and point == 2
+    assert numbers == [chosen.threshold, chosen.sensitivity, chosen.specificity]
+    assert chosen.threshold == (0.3 if "sensitivity" in wanted else 0.45)
+
+
 @pytest.mark.parametrize("coverage", [0.3, 0.5, 0.75, 0.9, 0.95, 0.99])
 def test_prediction_sets_are_those_of_python(
     coverage: float, image: CImage, encoded: umd_edge.EncodedImage

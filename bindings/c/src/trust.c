@@ -191,7 +191,17 @@ size_t umdi_curve_point(const umdi_curve *curve, double sensitivity, double spec
     *reached = found < curve->count;
     if (*reached)
         return found;
-    return sensitivity > 0 ? 0 : curve->count - 1;
+    /* The best that there is: the last of the most sensitive points, the first specific one. */
+    if (sensitivity > 0) {
+        for (found = 0; found + 1 < curve->count; found++)
+            if (curve->sensitivities[found + 1] < curve->sensitivities[0])
+                break;
+        return found;
+    }
+    for (found = curve->count - 1; found > 0; found--)
+        if (curve->specificities[found - 1] < curve->specificities[curve->count - 1])
+            break;
+    return found;
 }
 
 size_t umdi_conformal_row(const umdi_conformal *conformal, double coverage)
