@@ -18,6 +18,7 @@ Float64 arithmetic on one image alone, without BLAS: what else runs cannot chang
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -66,11 +67,31 @@ APPEARANCE = (
 _POWERS = np.arange(256, dtype=np.int64) ** np.array([[1], [2], [3]])
 """(3, 256): every level to the first, second and third power."""
 _FAR = 4
+_BUFFERS = 32
 _REASONS: dict[OodPart, str] = {
     "features": "what the vision encoder sees in it is",
     "appearance": "its grey levels, edges and colours are",
     "energy": "the energy of the task's outputs is",
 }
+
+
+class _Scratch(threading.local):
+    """Buffers of one thread. Fresh memory costs more than the arithmetic on it."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, tuple[int, ...]], npt.NDArray[Any]] = {}
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: type[Any]) -> npt.NDArray[Any]:
+        """The buffer of that name and shape, with whatever it held last."""
+        found = self._kept.get((name, shape))
+        if found is None:
+            if len(self._kept) >= _BUFFERS:
+                self._kept.clear()
+            found = self._kept[name, shape] = np.empty(shape, dtype)
+        return found
+
+
+_scratch = _Scratch()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +124,17 @@ def token_statistics(image_tokens: npt.NDArray[np.float32]) -> Float64Array:
 
     The sums run from the first token to the last in float32.
     """
-    count = np.float32(image_tokens.shape[0])
-    mean = np.add.reduce(image_tokens, axis=0) / count
-    away = image_tokens - mean
-    away *= away
-    spread = np.sqrt(np.add.reduce(away, axis=0) / count)
-    return np.concatenate([mean, spread]).astype(np.float64)
+    count, width = image_tokens.shape
+    away = _scratch.array("away", image_tokens.shape, np.float32)
+    sums = np.empty((2, width), np.float32)
+    np.add.reduce(image_tokens, axis=0, out=sums[0])
+    sums[0] /= np.float32(count)
+    np.subtract(image_tokens, sums[0], out=away)
+    np.multiply(away, away, out=away)
+    np.add.reduce(away, axis=0, out=sums[1])
+    sums[1] /= np.float32(count)
+    np.sqrt(sums[1], out=sums[1])
+    return sums.ravel().astype(np.float64)
 
 
 def appearance_statistics(image: npt.NDArray[np.uint8]) -> Float64Array:
@@ -127,7 +153,9 @@ def appearance_statistics(image: npt.NDArray[np.uint8]) -> Float64Array:
     grey, tints = _grey_and_tints(image[::2, ::2])
     rows, columns = grey.shape
     size = rows * columns
-    counts = np.bincount(grey.ravel(), minlength=256)
+    levels = _scratch.array("levels", (size,), np.intp)
+    np.copyto(levels, grey.ravel())
+    counts = np.bincount(levels, minlength=256)
     first, second, third = np.einsum("ij,j->i", _POWERS, counts).tolist()
     mean, variance = first / size, (second * size - first * first) / (size * size)
     spread = math.sqrt(variance) / 255.0
@@ -184,7 +212,8 @@ def _sum(values: npt.NDArray[np.int16]) -> int:
 
 def _mean_step(ahead: npt.NDArray[np.int16], behind: npt.NDArray[np.int16]) -> float:
     """Mean absolute difference as a share of the whole range."""
-    difference = ahead - behind
+    difference = _scratch.array("difference", ahead.shape, np.int16)
+    np.subtract(ahead, behind, out=difference)
     np.abs(difference, out=difference)
     return _sum(difference) / difference.size / 255.0
 
@@ -197,11 +226,13 @@ def _halves(sums: list[int]) -> float:
 
 def energy(logits: npt.NDArray[np.float32], *, multi_label: bool) -> float:
     """Energy of (K,) float32 logits before any scaling; higher is less like the fitted images."""
-    values = logits.astype(np.float64)
     if multi_label:
-        # log(1 + exp(z)) without overflow.
-        softplus = np.maximum(values, 0.0) + np.log1p(np.exp(-np.abs(values)))
-        return -float(np.add.reduce(softplus))
+        # log(1 + exp(z)) without overflow; few labels, so numbers are faster than arrays.
+        total = 0.0
+        for value in logits.tolist():
+            total += max(value, 0.0) + math.log1p(math.exp(-abs(value)))
+        return -total
+    values = logits.astype(np.float64)
     highest = float(np.maximum.reduce(values))
     values -= highest
     return -(highest + math.log(float(np.add.reduce(np.exp(values, out=values)))))
@@ -260,10 +291,16 @@ class OodModel:
             return OodScore(appearance, "appearance")
         return OodScore(features, "features")
 
-    def score(self, image: OodScore, energy: float) -> OodScore:
-        """The whole score: that of the image, and the energy of one call's logits."""
+    def score(
+        self, image: OodScore, logits: npt.NDArray[np.float32], *, multi_label: bool
+    ) -> OodScore:
+        """The whole score: that of the image, and the energy of one call's logits (K,)."""
         centre = self.spec.energy_centre
-        value = (energy - centre) / (self.spec.limits["energy"] - centre)
+        span = self.spec.limits["energy"] - centre
+        # The energy is at most the negative highest logit: mostly that settles it.
+        if not multi_label and (-float(logits.max()) - centre) / span <= image.value:
+            return image
+        value = (energy(logits, multi_label=multi_label) - centre) / span
         return OodScore(value, "energy") if value > image.value else image
 
 

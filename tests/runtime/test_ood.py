@@ -150,9 +150,28 @@ def test_features_distance_is_a_quadratic_form(seed: int):
 def test_score_is_the_largest_part_and_names_it():
     model = model_of(limits={"features": 2.0, "appearance": 4.0, "energy": 10.0}, energy_centre=5.0)
     near = OodScore(0.5, "features")
-    assert model.score(near, 7.0) == near  # (7 - 5) / (10 - 5) = 0.4
-    assert model.score(near, 20.0) == OodScore(3.0, "energy")
-    assert model.score(near, -1e9) == near
+    for energy_, expected in (
+        (7.0, near),  # (7 - 5) / (10 - 5) = 0.4
+        (20.0, OodScore(3.0, "energy")),
+        (-1e9, near),
+    ):
+        logits = np.array([-energy_, -1e30], np.float32)  # the log-sum-exp is the first
+        assert model.score(near, logits, multi_label=False) == expected
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.floats(-40, 40, width=32), min_size=1, max_size=9),
+    st.floats(0, 5),
+    st.booleans(),
+)
+def test_score_is_that_of_the_whole_energy(logits, image: float, multi_label: bool):
+    model = model_of(limits={"features": 2.0, "appearance": 4.0, "energy": 10.0}, energy_centre=5.0)
+    values = np.array(logits, np.float32)
+    part = (energy(values, multi_label=multi_label) - 5.0) / 5.0
+    found = model.score(OodScore(image, "features"), values, multi_label=multi_label)
+    assert found.value == max(image, part)
+    assert found.part == ("energy" if part > image else "features")
 
 
 @pytest.mark.parametrize(("value", "out"), [(0.0, False), (1.0, False), (1.0000001, True)])
