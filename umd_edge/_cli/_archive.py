@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from .._defaults import WORKERS
 from .._predictor import Predictor
+from .._record import dataclass
 from ..errors import InputError
 from ._output import emit, note, progress, report
 from ._reports import ReportFiles

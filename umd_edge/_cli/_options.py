@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,6 +13,7 @@ import click
 from .._bundle import Bundle
 from .._options import PROVIDERS, SessionOptions
 from .._predictor import Predictor
+from .._record import dataclass
 from ..errors import StructuredInputError, UsageError
 
 if TYPE_CHECKING:
