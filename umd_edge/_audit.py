@@ -89,6 +89,10 @@ class AuditLog:
         self._size = 0
         self._seq = -1
         self._head = FIRST
+        if self.path.exists() and not self.path.is_file():
+            raise AuditWriteError(
+                f"the audit log {str(self.path)!r} cannot be written: it is no plain file"
+            )
         self._lock = FileLock(self.path.with_name(self.path.name + ".lock"))
         with _telling(self.path):
             self._lock.acquire()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ._container import Container, open_container, write_zip
-from ._files import sync_folder
+from ._files import check_replaceable, sync_folder
 from ._manifest import MAX_FILE_BYTES, MAX_MANIFEST_BYTES, FileEntry, Manifest, is_safe_path
 from .errors import (
     BundleError,
@@ -225,6 +225,7 @@ def write_bundle(
     Raises:
         BundleError: `manifest.json` is missing, a name is unsafe, or the files are too large.
         BundleIntegrityError: The files are not those that the manifest lists.
+        OSError: `out` is no plain file, or cannot be written.
     """
     files = dict(source) if isinstance(source, Mapping) else _read_directory(Path(source))
     if _MANIFEST not in files:
@@ -236,6 +237,7 @@ def write_bundle(
     if total > _MAX_TOTAL_BYTES - (1 << 20) or any(len(d) > MAX_FILE_BYTES for d in files.values()):
         raise BundleError(f"the files have {total} bytes together; 4 GiB, and 2 each, are allowed")
     target = Path(out)
+    check_replaceable(target)
     temporary = target.with_name(f".{target.name}.{os.urandom(4).hex()}.tmp")
     try:
         with temporary.open("xb") as file:

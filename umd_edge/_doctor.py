@@ -190,6 +190,9 @@ def _bundle(load: Callable[[], Predictor]) -> Check:
     except UmdEdgeError as error:
         return Check("bundle", "problem", " ".join(str(error).split()), "", error.exit_code)
     detail = describe(predictor)
+    bundle = predictor.bundle
+    if bundle.is_signed and bundle.signed_by is None:
+        detail += "; signed, and the signature is not checked (give --key)"
     return Check("bundle", "ok", f"{detail}; {len(report.checks)} self-tests passed")
 
 

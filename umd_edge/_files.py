@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 
-__all__ = ["sync_folder", "write_whole"]
+__all__ = ["check_replaceable", "sync_folder", "write_whole"]
+
+
+def check_replaceable(path: Path) -> None:
+    """Refuse to put a file in the place of something else, such as `/dev/null`.
+
+    Raises:
+        OSError: There is a folder, a device or a pipe.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "is no plain file; name another place", str(path))
 
 
 def write_whole(
@@ -22,9 +33,11 @@ def write_whole(
             `path` must not hold it even when the process is killed.
 
     Raises:
-        OSError: The folder is missing, may not be written, or the disk is full.
+        OSError: The folder is missing, may not be written, or the disk is full; or `path` is no
+            plain file.
     """
     target = Path(path)
+    check_replaceable(target)
     folder = target.parent if via is None else via
     temporary = folder / f".{target.name}.{os.urandom(4).hex()}.tmp"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
@@ -35,6 +48,9 @@ def write_whole(
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
+    except OSError as error:
+        error.filename, error.filename2 = os.fspath(path), None  # not the name that nobody gave
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(target.parent)

@@ -22,10 +22,11 @@ def check_place(out: Path) -> None:
     """Refuse a place that cannot be written, at once and not after minutes of work.
 
     Raises:
-        UsageError: Its folder is missing or may not be written, or it is a folder itself.
+        UsageError: Its folder is missing or may not be written, or it is no plain file.
     """
     folder = out.resolve().parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK) or out.is_dir():
+    special = out.exists() and not out.is_file()
+    if not folder.is_dir() or not os.access(folder, os.W_OK) or special:
         raise UsageError(
             f"{str(out)!r} cannot be written; name a file in an existing folder that may be written"
         )

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from umd_edge._evaluation import MetricValue
+from umd_edge._files import check_replaceable
 from umd_edge.errors import UsageError
 
 from .compare import Comparison, Disagreement, PairedDifference
@@ -317,6 +318,7 @@ def write_report(path: Path, content: ReportContent) -> None:
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
+        check_replaceable(path)
         temporary.write_text(render_report(content), encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:

@@ -23,6 +23,7 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
+from umd_edge._files import write_whole
 from umd_edge._image import load_image
 from umd_edge._preprocess import PreprocessSpec, preprocess
 from umd_edge._records import Example
@@ -138,12 +139,7 @@ def write_soft_targets(recipe: Recipe, data: Path, teachers: Sequence[Path], out
 
 def _write(out: Path, content: bytes) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(out, content)
 
 
 class SoftTargets:

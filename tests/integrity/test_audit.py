@@ -432,11 +432,13 @@ class TestWriters:
         assert [number for number in numbers if number is not None] == said
         assert len(log_files(tmp_path / "log")) > 2 and len(said) < 60
 
-    @pytest.mark.parametrize("place", ["missing/log", "folder"])
+    @pytest.mark.parametrize("place", ["missing/log", "folder", "/dev/full", "pipe"])
     def test_place_that_cannot_hold_a_log_is_told(self, place: str, tmp_path: Path):
         (tmp_path / "folder").mkdir()
+        os.mkfifo(tmp_path / "pipe")
         with pytest.raises(AuditWriteError, match="cannot be written"):
             AuditLog(tmp_path / place)
+        assert not Path("/dev/full.lock").exists()
 
 
 class TestCommands:

@@ -350,6 +350,7 @@ class TestCommands:
             (found,) = run_json(command, "--bundle", signed)
             assert found["signature"] == {"present": True, "checked": False, "key": None}
             assert "not checked" in run(command, "--bundle", signed).out
+        assert "not checked" in run("doctor", "--bundle", signed).out
 
     @pytest.mark.parametrize(
         "command",
