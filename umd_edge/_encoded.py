@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ._ood import ImageProfile
+from ._ood import ImageProfile, appearance_statistics
 from ._preprocess import normalise, resize_for
 from ._results import Answer, Classification, Timing
 
@@ -47,6 +47,7 @@ class EncodedImage:
         self._lock = threading.Lock()
         self._outputs: tuple[Float32Array, Float32Array] | None = None
         self._small: npt.NDArray[np.uint8] | None = None
+        self._appearance: npt.NDArray[np.float64] | None = None
         self._profile: ImageProfile | None = None
         self._timing = Timing(decode_ms=decode_ms, total_ms=decode_ms)
 
@@ -88,8 +89,11 @@ class EncodedImage:
         with self._lock:
             if self._profile is None:
                 if self._small is None:
-                    raise RuntimeError("the pixels are gone although no profile was made")
-                self._profile = ImageProfile(self._small, tokens[0])
+                    raise RuntimeError("an encoded image keeps its small copy")
+                appearance = self._appearance
+                if appearance is None:
+                    appearance = appearance_statistics(self._small)
+                self._profile = ImageProfile(appearance, tokens[0])
             return self._profile
 
     @property
@@ -112,6 +116,8 @@ class EncodedImage:
         spec = self._engine.manifest.preprocessing
         small = resize_for(loaded.pixels, spec)
         pixel_values = normalise(small, spec)[None]
+        if self._engine.has_ood:  # half as dear while the picture is in the processor's cache
+            self._appearance = appearance_statistics(small)
         ready = perf_counter()
         tokens, embedding = self._engine.run_vision(pixel_values)
         end = perf_counter()

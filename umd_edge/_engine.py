@@ -262,6 +262,11 @@ class Engine:
         logits = self._logits(encoded, task, text, structured)
         return logits, self._ood_score(encoded, task, logits)
 
+    @property
+    def has_ood(self) -> bool:
+        """Whether any task has an out-of-distribution score."""
+        return bool(self._ood)
+
     def _ood_score(
         self, encoded: EncodedImage, task: TaskSpec, logits: Float32Array
     ) -> OodScore | None:

@@ -309,9 +309,9 @@ class ImageProfile:
 
     __slots__ = ("_scores", "appearance", "tokens")
 
-    def __init__(self, image: npt.NDArray[np.uint8], image_tokens: npt.NDArray[np.float32]) -> None:
+    def __init__(self, appearance: Float64Array, image_tokens: npt.NDArray[np.float32]) -> None:
         self.tokens = token_statistics(image_tokens)
-        self.appearance = appearance_statistics(image)
+        self.appearance = appearance
         self._scores: dict[int, OodScore] = {}
 
     def score(self, model: OodModel) -> OodScore:

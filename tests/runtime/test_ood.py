@@ -248,17 +248,17 @@ def test_score_has_the_same_bits_alone_in_company_and_in_threads(scored: Predict
 def test_statistics_are_computed_once_for_all_tasks_and_questions(
     scored: Predictor, monkeypatch: pytest.MonkeyPatch
 ):
-    from umd_edge import _ood
+    from umd_edge import _encoded, _ood
 
     calls = []
-    for name in ("token_statistics", "appearance_statistics"):
-        original = getattr(_ood, name)
+    for module, name in ((_ood, "token_statistics"), (_encoded, "appearance_statistics")):
+        original = getattr(module, name)
 
         def counted(*args, _name=name, _original=original):
             calls.append(_name)
             return _original(*args)
 
-        monkeypatch.setattr(_ood, name, counted)
+        monkeypatch.setattr(module, name, counted)
     encoded = scored.encode(smooth(1))
     for _ in range(2):
         encoded.classify("chest-xray")
@@ -267,12 +267,13 @@ def test_statistics_are_computed_once_for_all_tasks_and_questions(
     assert sorted(calls) == ["appearance_statistics", "token_statistics"]
 
 
-def test_pixels_written_to_after_encoding_do_not_count(scored: Predictor):
-    picture = smooth(5)
-    expected = scored.classify(picture.copy(), "chest-xray").ood_score
-    encoded = scored.encode(picture)
-    picture[:] = 0
-    assert encoded.classify("chest-xray").ood_score == expected
+def test_pixels_written_to_after_encoding_do_not_count(scored: Predictor, tiny_bundle: Path):
+    for predictor in (scored, Predictor.load(tiny_bundle)):
+        picture = smooth(5)
+        expected = predictor.encode(picture.copy()).profile().appearance
+        encoded = predictor.encode(picture)
+        picture[:] = 0
+        assert np.array_equal(encoded.profile().appearance, expected)
 
 
 def test_retrieval_and_tasks_without_a_score_stay_without(tmp_path: Path):
