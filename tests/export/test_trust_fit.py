@@ -170,7 +170,6 @@ class TestScaling:
     def test_questions_with_unlisted_answers_choose_the_richer_scaling(self):
         assert select_scaling(_questions(200, 0.3)).kind == "answers"
 
-    @pytest.mark.slow
     def test_cross_fitting_lowers_both_scores(self):
         records = _single(240, 3.0)
         after, _ = cross_fit(records)
@@ -348,7 +347,6 @@ class TestProof:
         assert share.tolist() == pytest.approx([1 / 3, 2 / 3, 1])
         assert risk.tolist() == pytest.approx([0, 0, 1 / 3])
 
-    @pytest.mark.slow
     def test_a_true_model_passes_its_own_proof(self):
         records = _single(300, 2.5)
         proof = prove_task(records, fit_task(records)).figures
