@@ -25,6 +25,7 @@ from ._fields import (
     text,
 )
 from ._json import dump_canonical, load_strict
+from ._ood_spec import MIN_SIDE
 from ._preprocess import PreprocessSpec
 from ._record import dataclass
 from ._structured import StructuredField
@@ -222,9 +223,10 @@ class Manifest:
         used = {self.tokenizer.file, self.golden}
         for variant in self.variants.values():
             used.update(variant.graphs.values())
-        for task in self.tasks:
-            if task.out_of_distribution is not None:
-                used.add(task.out_of_distribution.file)
+        scores = [task.out_of_distribution for task in self.tasks if task.out_of_distribution]
+        used.update(score.file for score in scores)
+        if scores and min(self.preprocessing.height, self.preprocessing.width) < MIN_SIDE:
+            raise fail("preprocessing", f"out_of_distribution needs sides of at least {MIN_SIDE}")
         if not used <= set(self.files):
             raise fail("files", f"not listed but used: {sorted(used - set(self.files))}")
         if len(self.files) > MAX_FILES:

@@ -9,13 +9,15 @@ from typing import Any, Literal
 from ._fields import fail, file_, integer, object_
 from ._record import dataclass
 
-__all__ = ["PARTS", "OodPart", "OodSpec"]
+__all__ = ["MIN_SIDE", "PARTS", "OodPart", "OodSpec"]
 
 OodPart = Literal["features", "appearance", "energy"]
 
 PARTS: tuple[OodPart, ...] = ("features", "appearance", "energy")
 """`features`: distance of what the vision encoder saw; `appearance`: distance of the picture's grey
 levels, edges and colours; `energy`: of the task's logits (Liu et al. 2020)."""
+MIN_SIDE = 16
+"""Rows and columns of the resized picture from which on its appearance can be judged."""
 _METHOD = "mahalanobis"
 _COUNTS = 10**9
 

@@ -16,7 +16,7 @@ from umd_edge import Predictor
 from umd_edge._arrays import read_arrays, write_arrays
 from umd_edge._encoded import EncodedImage
 from umd_edge._ood import energy
-from umd_edge._ood_spec import OodSpec
+from umd_edge._ood_spec import MIN_SIDE, OodSpec
 from umd_edge._records import Example, Record, build_examples
 from umd_edge._task import TaskSpec
 from umd_edge.errors import DataError, InputError
@@ -194,8 +194,12 @@ def fit_ood(
             continue
         held = image_examples(task, predictor, validation)
         known = _evenly(image_examples(task, predictor, reference), MAX_REFERENCE)
-        if len(held) < MIN_IMAGES:
-            why = f"{len(held)} validation images; at least {MIN_IMAGES} are needed"
+        side = min(predictor.manifest.preprocessing.height, predictor.manifest.preprocessing.width)
+        if len(held) < MIN_IMAGES or side < MIN_SIDE:
+            why = (
+                f"{len(held)} validation images of {side} pixels a side; at least {MIN_IMAGES} of "
+                f"{MIN_SIDE} are needed"
+            )
             report[task.name] = {"left_out": why}
             continue
         use_reference = len(known) >= MIN_IMAGES

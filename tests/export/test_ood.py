@@ -194,7 +194,7 @@ def test_a_task_with_too_few_pictures_is_left_out_and_says_so(fit, tmp_path: Pat
     few = fit_ood(Predictor.load(TINY), records)
     assert few.files == {}
     assert set(few.report) == {task.name for task in Predictor.load(TINY).tasks}
-    assert f"at least {MIN_IMAGES} are needed" in few.report["vqa"]["left_out"]
+    assert f"at least {MIN_IMAGES} of 16 are needed" in few.report["vqa"]["left_out"]
 
 
 def test_the_file_holds_what_every_task_needs_and_no_more(fit):

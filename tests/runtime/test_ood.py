@@ -392,3 +392,18 @@ def test_schema_and_reader_agree_on_the_spec():
     assert validator.is_valid(task)
     for broken_spec in ({"method": "magic"}, {"n": 0}, {"quantile": 0}, {"seed": 1}):
         assert not validator.is_valid({**task, "out_of_distribution": {**SPEC, **broken_spec}})
+
+
+def test_a_model_of_tiny_pictures_has_no_score(tmp_path: Path):
+    def shrink(manifest):
+        manifest["preprocessing"]["height"] = 15
+
+    with pytest.raises(ManifestError, match="sides of at least 16"):
+        Predictor.load(with_ood(tmp_path / "small.umd", edit=shrink))
+
+
+@pytest.mark.parametrize("side", [16, 17, 31])
+def test_the_smallest_pictures_have_an_appearance(side: int):
+    image = np.random.default_rng(side).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    assert np.isfinite(appearance_statistics(image)).all()
+    assert np.isfinite(appearance_statistics(0 * image)).all()
