@@ -117,7 +117,7 @@ def _pairs(
     ours: Sequence[str], bare: Sequence[str], rounds: int, folder: str, tick: Callable[[], None]
 ) -> list[tuple[_Process, _Process]]:
     pairs = []
-    for number in range(-1, rounds):  # the first warms the file cache
+    for number in range(-1, rounds):  # the first warms the file cache and writes bytecode
         if number % 2:
             second, first = _Process(bare, folder), _Process(ours, folder)
         else:
@@ -205,7 +205,13 @@ def main(bundle: str | None, task: str, rounds: int, processes: int, as_json: bo
     """Measure what umd-edge costs on top of ONNX Runtime."""
     predictor = Predictor.load(bundle) if bundle else Predictor.default()
     steps = rounds + 2 * processes
-    with click.progressbar(length=steps, label="measuring", file=sys.stderr) as bar:
+    with (
+        tempfile.TemporaryDirectory() as cache,
+        click.progressbar(length=steps, label="measuring", file=sys.stderr) as bar,
+    ):
+        # An installed package has its bytecode; the round that does not count writes it.
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ["PYTHONPYCACHEPREFIX"] = cache
 
         def tick() -> None:
             bar.update(1)
