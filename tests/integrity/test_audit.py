@@ -471,7 +471,7 @@ class TestCommands:
         assert (found["head"], found["seq"]) == (head, 3)
         assert run("audit", "verify", tmp_path / "log", "--anchor", head).code == 0
         assert run("audit", "verify", tmp_path / "log", "--anchor", "0" * 63 + "1").code == 3
-        assert run("audit", "verify", tmp_path / "log", "--anchor", "x").code == 3
+        assert run("audit", "verify", tmp_path / "log", "--anchor", "x").code == 2
 
     def test_show_finds_records_of_an_image_and_of_a_question(
         self, tiny_bundle: Path, tmp_path: Path
@@ -483,7 +483,8 @@ class TestCommands:
         assert [record["seq"] for record in found] == [1]
         assert len(run_json("audit", "show", log, "--question", "what ?")) == 2
         assert len(run_json("audit", "show", log, "--status", "ok", "--task", "vqa")) == 4
-        assert run_json("audit", "show", log, "--since", "2999") == []
+        assert run_json("audit", "show", log, "--since", "2999-01-01") == []
+        assert run("audit", "show", log, "--since", "yesterday").code == 2
         assert run("audit", "show", log).out.count("\n") == 6
 
     def test_show_of_a_question_needs_the_secret(self, tmp_path: Path):

@@ -356,7 +356,7 @@ class TestCommands:
         "command",
         [
             *(["info"], ["verify"], ["bench"], ["build-engine"], ["demo"], ["doctor"], ["serve"]),
-            ["sbom", "--out", "/nowhere/x"],
+            ["sbom", "--out", "x.json"],
             ["explain", "x.png", "--task", "chest-xray", "--out", "x"],
             *(["classify", "x.png", "--task", "chest-xray"], ["ask", "x.png", "What?"]),
             ["evaluate", "--task", "chest-xray", "--data", "x.jsonl"],
