@@ -81,6 +81,8 @@ class AuditLog:
         if type(max_bytes) is not int or max_bytes < MIN_BYTES:
             raise UsageError(f"max_bytes {max_bytes!r} given; at least {MIN_BYTES} is needed")
         self.path = Path(path)
+        if not self.path.name:
+            raise UsageError(f"{os.fspath(path)!r} names no file for the audit log; give one")
         self._operator = operator
         self._max_bytes = max_bytes
         self._guard = threading.RLock()

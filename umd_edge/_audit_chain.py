@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ._json import load_strict
-from .errors import AuditError
+from .errors import AuditError, UsageError
 
 __all__ = [
     "AUDIT_VERSION",
@@ -171,12 +171,14 @@ def verify_log(
         anchors: Hashes of records, kept elsewhere, that the log must hold.
 
     Raises:
+        UsageError: An anchor, or `after`, is no hash.
         AuditError: The chain is broken, does not begin behind `after`, or lacks an anchor.
     """
     for given in (after, *anchors):
         if not _HASH.fullmatch(given):
-            raise AuditError(
-                "an anchor is the SHA-256 of a record: 64 lower-case hexadecimal digits"
+            raise UsageError(
+                f"{given!r} is no hash of a record: 64 lower-case hexadecimal digits are needed, "
+                "as `umd-edge audit head` prints them"
             )
     files = log_files(path)
     torn = [0]

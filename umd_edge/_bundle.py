@@ -89,6 +89,8 @@ class Bundle:
                 "a signature is required, and no public key is given to check it with; name the "
                 "key of the bundle's maker (public_key, --key)"
             )
+        if not os.fspath(path):  # an empty variable of a script must not mean the folder at hand
+            raise BundleNotFoundError("the path of the bundle is empty; give that of a .umd file")
         place = Path(path)
         container = open_container(place)
         size = container.sizes.get(_MANIFEST)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,6 +53,8 @@ _NAMESPACE = uuid.UUID("bcf6201f-3e26-4d51-9c18-5d58409a3a7e")
 _DICOM_UID = "urn:dicom:uid"
 _URI = "urn:ietf:rfc:3986"
 _HL7 = "http://terminology.hl7.org/CodeSystem"
+# On the same server, in the same document, or an address of any kind; never free text.
+_REFERENCE = re.compile(r"[A-Za-z]+/[A-Za-z0-9.-]{1,64}(/_history/\S+)?|#\S+|[A-Za-z][\w+.-]*:\S+")
 _ABSENT_REASONS = {"outside_intended_use": "not-performed"}
 
 
@@ -77,15 +80,19 @@ def fhir_report(
         The JSON object.
 
     Raises:
-        UsageError: No result, results of different bundles, or an empty subject.
+        UsageError: No result, results of different bundles, or a subject that is no
+            reference.
         DicomInputError: A DICOM source lacks the identifiers of its study, or is not the one that
             the results are about.
 
     Source: HL7 FHIR R4 (4.0.1): Bundle, DiagnosticReport, Observation, Device, ImagingStudy.
     """
     listed = checked_results(results)
-    if subject is not None and not subject.strip():
-        raise UsageError("the subject is empty; give a reference such as Patient/123, or leave it")
+    if subject is not None and not _REFERENCE.fullmatch(subject):
+        raise UsageError(
+            "the subject is no FHIR reference; give one such as Patient/123 or an address, which a "
+            "name is not, or leave it"
+        )
     images = [read_image_bytes(item) for item in as_sources(source)]
     evidence = read_sources(listed, [data for data in images if is_dicom(data)], frame)
     return _Writer(listed, evidence, _image_key(images, evidence), subject).bundle()

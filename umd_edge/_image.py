@@ -138,6 +138,8 @@ def load_image(source: ImageInput, *, frame: int | None = None) -> LoadedImage:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return decode_image(bytes(source), "the image", frame)
     if isinstance(source, (str, os.PathLike)):
+        if not os.fspath(source):
+            raise ImageInputError("the path of the image is empty; give that of a file")
         return decode_image(read_image_file(Path(source)), repr(str(source)), frame)
     # Only a caller that has Pillow can hand over one of its images.
     from PIL import Image

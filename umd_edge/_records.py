@@ -66,8 +66,11 @@ def read_records(path: str | Path) -> list[Record]:
     source = Path(path)
     try:
         text = source.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise DataError(f"{path}: cannot be read as a UTF-8 JSONL file") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "the path is not valid"
+        raise DataError(f"{str(path)!r} cannot be read as JSONL: {reason}") from error
     records = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -177,7 +180,8 @@ def _target(record: Record, task: TaskSpec, on_unmapped: OnUnmapped) -> npt.NDAr
                 raise _DropError("unmapped label")
             raise DataError(
                 f"{record.where}: label {label!r} is not among {list(task.outputs)}; map it in the "
-                "task's target, or drop such records on purpose (on_unmapped = drop)"
+                "task's target, or drop such records on purpose (--drop-unmapped, or on_unmapped = "
+                "drop)"
             )
         target[task.outputs.index(name)] = 1.0
         hits += 1

@@ -32,6 +32,8 @@ def make_key(out: str | os.PathLike[str], *, passphrase: bytes | None = None) ->
         MissingDependencyError: `cryptography` is not installed.
     """
     private = Path(out)
+    if not private.name:
+        raise UsageError(f"{os.fspath(out)!r} names no file for the key; give one, such as key.pem")
     public = private.with_name(private.name.removesuffix(".pem") + ".pub.pem")
     for path in (private, public):
         if path.exists():

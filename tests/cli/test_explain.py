@@ -99,7 +99,7 @@ def test_unproven_map_is_refused_with_code_2(bundle, image, tmp_path):
         (("--question", " ", "--unproven"), 4, "question is empty"),
         (("--task", TASK, "--structured", "{"), 4, "--structured"),
         (("--task", TASK, "--out", "map.jpg"), 2, "ends in .png"),
-        (("--task", TASK, "--out", "/nowhere/at/all/map.png"), 2, "no such folder"),
+        (("--task", TASK, "--out", "/nowhere/at/all/map.png"), 2, "no file can be written there"),
         (("--task", TASK, "--frame", "2"), 4, "frame"),
         (("--task", TASK, "--provider", "tensorrt"), None, "error"),
     ],
@@ -165,5 +165,5 @@ def test_picture_that_cannot_be_written_leaves_nothing_behind(bundle, image, tmp
     done = run(
         "explain", image, "--task", TASK, "--bundle", bundle, "--out", tmp_path / "taken.png"
     )
-    assert done.code == 1 and "taken.png" in done.err and "Traceback" not in done.err
+    assert done.code == 2 and "taken.png" in done.err and "Traceback" not in done.err
     assert {item.name for item in tmp_path.iterdir()} == {"a.png", "taken.png"}

@@ -169,7 +169,7 @@ def test_the_source_is_not_replaced(tiny_bundle, tmp_path):
         (("--out-sr", "{folder}/missing/r.dcm"), "missing or cannot be written"),
         (("--out-fhir", "{folder}/film.dcm/r.json"), "missing or cannot be written"),
         (("--fhir-subject", "Patient/1"), "give --out-fhir"),
-        (("--out-fhir", "{folder}/r.json", "--fhir-subject", ""), "subject is empty"),
+        (("--out-fhir", "{folder}/r.json", "--fhir-subject", ""), "no FHIR reference"),
     ],
 )
 def test_what_cannot_be_written_is_a_usage_error(tiny_bundle, tmp_path, options, said):

@@ -89,7 +89,7 @@ def test_records_are_grouped_and_named_as_asked(command, tmp_path):
         (("--with-ids",), "give --report"),
         (("--report", "missing/x.html"), "no file can be written there"),
         (("--report", "."), "no file can be written there"),
-        (("--report", "site.jsonl"), "would replace the records"),
+        (("--report", "site.jsonl"), "would replace what is read"),
     ],
 )
 def test_what_was_not_meant_is_a_usage_error(command, records, options, said, monkeypatch):

@@ -164,8 +164,15 @@ def test_of_the_person_there_is_the_patient_id_alone():
 def test_a_subject_of_the_users_own_server_takes_the_place_of_the_patient_id():
     bundle = checked(fhir_report(classification(), PICTURE, subject="Patient/123"))
     assert resources(bundle, "DiagnosticReport")[0].subject.reference == "Patient/123"
-    with pytest.raises(UsageError, match="subject is empty"):
-        fhir_report(classification(), subject=" ")
+    for name in (" ", "Erika Mustermann", "Mustermann", "Patient/Erika Mustermann"):
+        with pytest.raises(UsageError, match="no FHIR reference") as caught:
+            fhir_report(classification(), subject=name)
+        assert "Mustermann" not in str(caught.value)
+    for reference in (
+        "urn:uuid:53fefa32-fcbb-4ff8-8a92-55ee120877b7",
+        "https://a.example/Patient/1",
+    ):
+        fhir_report(classification(), subject=reference)
 
 
 def test_a_repeat_gives_the_same_bytes_and_another_image_none_of_the_ids(tmp_path):

@@ -111,7 +111,7 @@ def test_a_broken_file_is_refused_with_its_line(tmp_path: Path, content: Any, ex
 
 @pytest.mark.parametrize("name", ["missing.jsonl", "."])
 def test_a_missing_file_is_refused(tmp_path: Path, name: str):
-    with pytest.raises(DataError, match="cannot be read as a UTF-8 JSONL file"):
+    with pytest.raises(DataError, match=r"cannot be read as JSONL: (No such|Is a dir)"):
         read_records(tmp_path / name)
 
 

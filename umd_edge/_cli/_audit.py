@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ import click
 from .._audit import keyed_hash, read_secret
 from .._audit_chain import FIRST, Link, read_log, verify_log
 from .._image import read_image_file
-from ..errors import AuditError
+from ..errors import AuditError, UsageError
 from ._options import as_json
 from ._output import emit, note, table
 
 __all__ = ["audit"]
 
 _SHORT = 12
+_TIME = re.compile(r"\d{4}(-\d\d(-\d\d(T\d\d(:\d\d(:\d\d(\.\d{1,3})?)?)?Z?)?)?)?")
 
 
 @click.group()
@@ -103,7 +105,11 @@ def head(log: str, as_json: bool) -> None:
 @click.option("--text", metavar="TEXT", help="Only records of exactly this text.")
 @click.option("--task", metavar="NAME", help="Only records of this task.")
 @click.option("--status", metavar="NAME", help="Only records of this status, such as ok or error.")
-@click.option("--since", metavar="TIME", help="Only records from then on, such as 2026-01-31.")
+@click.option(
+    "--since",
+    metavar="TIME",
+    help="Only records from then on (UTC), such as 2026-01-31 or 2026-01-31T08:30.",
+)
 @as_json
 def show(log: str, as_json: bool, **filters: str | None) -> None:
     """Show the records of a log, oldest first, checking the chain on the way.
@@ -125,7 +131,7 @@ def show(log: str, as_json: bool, **filters: str | None) -> None:
 def _filter(log: str, filters: Mapping[str, str | None]) -> Callable[[Mapping[str, Any]], bool]:
     same = {key: filters[key] for key in ("task", "status") if filters[key] is not None}
     inputs = dict(_input_hashes(log, filters))
-    since = filters["since"] or ""
+    since = _since(filters["since"])
 
     def wanted(record: Mapping[str, Any]) -> bool:
         given = record.get("input", {})
@@ -136,6 +142,16 @@ def _filter(log: str, filters: Mapping[str, str | None]) -> Callable[[Mapping[st
         )
 
     return wanted
+
+
+def _since(given: str | None) -> str:
+    """A day or a moment in UTC, to be compared with those of the records as text."""
+    if given is not None and not _TIME.fullmatch(given):
+        raise UsageError(
+            f"--since {given!r}: a day or a time in UTC is needed, such as 2026-01-31 or "
+            "2026-01-31T08:30"
+        )
+    return (given or "").removesuffix("Z")
 
 
 def _input_hashes(log: str, filters: Mapping[str, str | None]) -> Iterator[tuple[str, str]]:

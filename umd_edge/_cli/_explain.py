@@ -15,6 +15,7 @@ from .._predictor import Predictor
 from ..errors import UsageError
 from ._options import as_json, frame_option, read_structured, with_audited_predictor
 from ._output import each_image, note, percent
+from ._places import check_place
 
 __all__ = ["explain"]
 
@@ -68,7 +69,7 @@ def explain(
     (code 2) unless --method or --unproven asks for it.
     """
     values = read_structured(structured)
-    _check_out(out)
+    _check_out(out, image)
 
     def show(path: str) -> Mapping[str, Any]:
         encoded = predictor.encode(path, frame=frame)
@@ -89,13 +90,12 @@ def explain(
     return each_image([image], show, _show, as_json=as_json)
 
 
-def _check_out(out: str | None) -> None:
+def _check_out(out: str | None, image: str) -> None:
     if out is None:
         return
     if Path(out).suffix.lower() != ".png":
         raise UsageError(f"--out {out!r}: the picture is a PNG; give a name that ends in .png")
-    if not Path(out).parent.is_dir():
-        raise UsageError(f"--out {out!r}: there is no such folder; make it first")
+    check_place("--out", out, sources=[image])
 
 
 def _write(out: str, image: str, frame: int | None, explanation: Explanation) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import click
@@ -16,6 +14,7 @@ from .._site_report_rules import Verdict, read_rule
 from ..errors import UsageError
 from ._options import as_json, with_predictor
 from ._output import emit, note, progress, table
+from ._places import check_place
 
 __all__ = ["bench", "evaluate"]
 
@@ -92,7 +91,8 @@ def evaluate(
     known = predictor.manifest.task(task)
     if known is not None:
         check_fields(by, known)
-    _check_place(report, data)
+    if report is not None:
+        check_place("--report", report, sources=[data])
     with progress("evaluating") as advance:
         result, evaluated = evaluate_records(
             predictor, task, data, on_unmapped=on_unmapped, on_progress=advance
@@ -102,17 +102,6 @@ def evaluate(
         write_page(report, site)
     more = {**site.to_dict(), "report": report}
     return _tell(result, more, site.verdicts, as_json)
-
-
-def _check_place(report: str | None, data: str) -> None:
-    """Refuse before any work a place where no page can be written."""
-    if report is None:
-        return
-    target = Path(report)
-    if target.is_dir() or not target.parent.is_dir() or not os.access(target.parent, os.W_OK):
-        raise UsageError(f"--report {report!r}: no file can be written there; name another place")
-    if target.exists() and Path(data).exists() and target.samefile(data):
-        raise UsageError(f"--report {report!r} would replace the records; name another file")
 
 
 def _tell(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import UsageError
+from ._places import check_place
 
 if TYPE_CHECKING:
     from .._reported import Reported
@@ -33,7 +34,7 @@ class ReportFiles:
         """Refuse before any work what cannot be written; make the folders.
 
         Raises:
-            UsageError: One file for several images, a folder that is missing, or a subject
+            UsageError: One file for several images or kinds, a folder that is missing, or a subject
                 without `--out-fhir`.
             MissingDependencyError: The extra `sr` is not installed.
         """
@@ -46,6 +47,8 @@ class ReportFiles:
         for option, given in (("--out-sr", self.sr), ("--out-fhir", self.fhir)):
             if given is not None:
                 _prepare_place(option, given, len(images))
+        if self.sr is not None and self.sr == self.fhir and not _is_folder(self.sr):
+            raise UsageError(f"--out-sr and --out-fhir both name {self.sr!r}; give each its own")
         taken: set[str] = set()
         for image in images:
             stem = name = Path(image).stem or "image"
@@ -108,6 +111,8 @@ def _is_folder(given: str) -> bool:
 
 
 def _prepare_place(option: str, given: str, images: int) -> None:
+    if not given:
+        raise UsageError(f"{option} '' names no file; give a file, or a folder with / at the end")
     if _is_folder(given):
         folder = Path(given)
     elif images > 1:
@@ -125,6 +130,8 @@ def _prepare_place(option: str, given: str, images: int) -> None:
         writable = False
     if not writable:
         raise UsageError(f"{option}: the folder {str(folder)!r} is missing or cannot be written")
+    if not _is_folder(given):
+        check_place(option, given)
 
 
 def with_reports(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,6 +12,7 @@ from .._files import write_whole
 from ..errors import UsageError
 from ._options import BundleChoice, as_json, bundle_option, open_bundle
 from ._output import emit, note
+from ._places import check_place
 
 __all__ = ["sbom"]
 
@@ -47,7 +48,9 @@ def sbom(
             "--no-extras, are allowed"
         )
     chosen = () if no_extras else extras or None
-    document, changed = make_sbom(open_bundle(bundle), extras=chosen)
+    opened = open_bundle(bundle)
+    check_place("--out", out)
+    document, changed = make_sbom(opened, extras=chosen)
     write_whole(Path(out), document)
     count = len(json.loads(document)["components"])
     for name in changed[:_SHOWN]:
