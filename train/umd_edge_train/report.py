@@ -142,13 +142,10 @@ def _bundle_metrics(predictor: Predictor, part: _Part) -> dict[str, MetricValue]
 
         if part.task.kind == "retrieval":
             return rank_examples(predictor, part.task, part.held_out, advance)
-        probability = predict_examples(
-            predictor,
-            find_task(predictor.tasks, part.task.name),
-            part.held_out,
-            advance,
-        )
-    return example_metrics(part.task, part.held_out, probability)
+        # the bundle's own: its operating points were fitted after the checkpoint was made
+        task = find_task(predictor.tasks, part.task.name)
+        probability = predict_examples(predictor, task, part.held_out, advance)
+    return example_metrics(task, part.held_out, probability)
 
 
 def report_split(
