@@ -13,17 +13,16 @@ from umd_edge._table import ResultTable
 
 
 def classify(
-    folder: str, out: str, bundle: str, log: str, begin: Callable[[], object] = lambda: None
+    folder: str, out: str, bundle: str, log: str, step: Callable[[], object] = lambda: None
 ) -> int:
     """One run over the folder, that goes on where the last one was killed."""
     add = ResultTable.add
 
-    def first(self: ResultTable, line: Mapping[str, Any]) -> None:
-        ResultTable.add = add  # type: ignore[method-assign]
-        begin()
+    def told(self: ResultTable, line: Mapping[str, Any]) -> None:
+        step()
         add(self, line)
 
-    ResultTable.add = first  # type: ignore[method-assign]
+    ResultTable.add = told  # type: ignore[method-assign]
     return run(["classify", folder, "--task", "skin-lesion", "--out", out, "--bundle", bundle])
 
 
@@ -44,11 +43,11 @@ def whole_rows(folder: str, out: str, bundle: str, log: str) -> None:
         file.write(f"{len(names)}\n")
 
 
-def swap(one: str, two: str, state: str, begin: Callable[[], object] = lambda: None) -> int:
+def swap(one: str, two: str, state: str, step: Callable[[], object] = lambda: None) -> int:
     """Swap the two bundles for ever."""
     with PredictorSlot.open(one, state=state) as slot:
-        begin()
         for turn in itertools.count():
+            step()
             slot.swap((two, one)[turn % 2])
             if turn % 3 == 2:
                 slot.rollback()

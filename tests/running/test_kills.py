@@ -57,7 +57,8 @@ def test_a_folder_run_that_is_killed_50_times_has_the_rows_of_one_that_is_not(
         *("running.killed", "classify", "whole_rows"),
         [str(films), str(killed), str(tiny_bundle), str(log)],
         kills=kills,
-        span_s=0.1,
+        steps=60,
+        span_s=0.005,
     )
     found = [int(count) for count in log.read_text().split()]
     assert len(set(found)) > kills // 3, "the kills did not fall into the work"
@@ -79,6 +80,7 @@ def test_a_swap_that_is_killed_50_times_leaves_the_old_or_the_new_bundle(tmp_pat
         *("running.killed", "swap", "old_or_new"),
         [*map(str, paths), str(tmp_path / "slot.json")],
         kills=KILLS,
-        span_s=0.15,
+        steps=4,
+        span_s=0.05,
     )
     assert counts == {"killed": KILLS, "ended": 0}

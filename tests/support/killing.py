@@ -38,9 +38,13 @@ while killed < job["kills"]:
         finally:
             os._exit(code)
     os.close(writing)
-    if killed % 5:  # every fifth is killed on its way to the work
-        os.read(reading, 1)
-    time.sleep(rng.uniform(0, job["span_s"]))
+    if killed % 5:
+        for _ in range(rng.randint(1, job["steps"])):
+            if not os.read(reading, 1):
+                break
+        time.sleep(rng.uniform(0, job["span_s"]))
+    else:  # every fifth is killed on its way to the work
+        time.sleep(rng.uniform(0, 0.06))
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     os.close(reading)
@@ -74,19 +78,21 @@ def kill_again_and_again(
     arguments: list[Any],
     *,
     kills: int,
+    steps: int,
     span_s: float,
 ) -> dict[str, int]:
     """Start `function`, kill -9 it after a random time, `check` what it left; until killed enough.
 
     Args:
         module: Where both functions are.
-        function: The program; is given the arguments and a function to call when its work begins,
-            and gives back its exit code.
+        function: The program; is given the arguments and a function to call before each step of its
+            work, and gives back its exit code.
         check: Raises when what was left cannot be gone on with.
         arguments: JSON values, for both.
         kills: How many times it must have been running when it was killed.
-        span_s: It is killed so many seconds or less behind the beginning of its work; every fifth
-            time, behind its start.
+        steps: It is killed behind one of so many first steps; every fifth time, a moment behind
+            its start.
+        span_s: Longest time between that step and the kill, in seconds.
 
     Returns:
         `killed` and `ended`: how often the program was killed, and how often it had ended before.
@@ -98,6 +104,7 @@ def kill_again_and_again(
         "check": check,
         "arguments": arguments,
         "kills": kills,
+        "steps": steps,
         "span_s": span_s,
     }
     done = subprocess.run(
