@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from support.requirements import lacking
+from umd_edge._onnxruntime import refuse_telemetry
 
+refuse_telemetry()  # before a test module imports onnxruntime itself
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 

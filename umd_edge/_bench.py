@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ._onnxruntime import load_onnxruntime
 from ._predictor import Predictor
 from ._preprocess import preprocess
 from ._results import Answer
@@ -312,8 +313,7 @@ def peak_memory() -> int | None:
 
 
 def _setting(predictor: Predictor) -> dict[str, Any]:
-    import onnxruntime
-
+    onnxruntime = load_onnxruntime()
     return {
         "bundle": predictor.info.to_dict(),
         "variant": predictor.variant,

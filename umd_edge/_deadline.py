@@ -21,6 +21,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Any
 
+from ._onnxruntime import load_onnxruntime
 from .errors import CancelledError, DeadlineExceededError, UsageError
 
 __all__ = ["CancelToken", "Limits", "active_limits", "check_limits", "limited"]
@@ -104,9 +105,7 @@ class Limits:
     def run_options(self) -> Any:
         """The `onnxruntime.RunOptions` of all graphs in the block; watched from now on."""
         if self._options is None:
-            import onnxruntime
-
-            self._options = onnxruntime.RunOptions()
+            self._options = load_onnxruntime().RunOptions()
             cancelled = [token._add(self) for token in self.tokens]
             if any(cancelled):
                 self.stop()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from . import __version__
+from ._onnxruntime import load_onnxruntime
 from ._predictor import Predictor
 from ._session import available_providers, needs_u8u8
 from ._tensorrt_probe import is_installed, probe
@@ -100,9 +101,9 @@ def _package(package: str) -> Check:
     version = _version(package)
     if version is None and package == "onnxruntime":
         # The GPU and OpenVINO builds bring the same module under other names.
-        import onnxruntime
-
-        return Check(package, "ok", f"{onnxruntime.__version__} (another distribution of it)")
+        return Check(
+            package, "ok", f"{load_onnxruntime().__version__} (another distribution of it)"
+        )
     if version is None:
         advice = "pip install --force-reinstall umd-edge"
         return Check(package, "problem", "not installed", advice, exit_code=5)

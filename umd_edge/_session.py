@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from ._deadline import active_limits
 from ._heap import heap
+from ._onnxruntime import load_onnxruntime
 from ._options import PROVIDERS, SessionOptions
 from .errors import (
     BundleIntegrityError,
@@ -49,18 +50,12 @@ class GraphSpec:
         self.outputs = tuple(outputs)
 
 
-def _onnxruntime() -> Any:
-    import onnxruntime
-
-    return onnxruntime
-
-
 def available_providers() -> list[str]:
     """Short names of the providers that work here, `cpu` first.
 
     Those of the installed onnxruntime, and `tensorrt` where a trial of it succeeds.
     """
-    present = set(_onnxruntime().get_available_providers())
+    present = set(load_onnxruntime().get_available_providers())
     return [
         name
         for name in PROVIDERS
@@ -118,7 +113,7 @@ class GraphSession:
             BundleIntegrityError: onnxruntime cannot read the graph, or it has other inputs or
                 outputs.
         """
-        ort = _onnxruntime()
+        ort = load_onnxruntime()
         wanted = _ORT_NAMES.get(options.provider)  # TensorRT has sessions of its own
         if wanted not in ort.get_available_providers():
             raise _provider_error(options.provider)
@@ -223,7 +218,7 @@ def _load_error(error: Exception, name: str, provider: str) -> Exception:
     unreadable = ("InvalidGraph", "InvalidProtobuf", "InvalidArgument", "NotImplemented", "NoModel")
     if provider == "cpu" or type(error).__name__ in unreadable:
         return BundleIntegrityError(
-            f"{name!r} cannot be opened by onnxruntime {_onnxruntime().__version__} "
+            f"{name!r} cannot be opened by onnxruntime {load_onnxruntime().__version__} "
             f"({type(error).__name__}); use a newer onnxruntime or another bundle"
         )
     if isinstance(error, (ValueError, ProviderError)):

@@ -169,6 +169,21 @@ def test_valgrind_finds_nothing(broken: bool, tiny_bundle: Path, tmp_path: Path)
         subprocess.run([*command, *arguments], check=True, capture_output=True)
 
 
+def test_library_leaves_no_identifier_of_the_machine(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Official builds of ONNX Runtime write one, and report, unless they are told not to."""
+    program, home = _linked(tmp_path / "umd_edge_test", PROGRAM), tmp_path / "home"
+    home.mkdir()
+    quiet = ("ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS", "CI", "GITHUB_ACTIONS", "TF_BUILD")
+    kept = {name: value for name, value in os.environ.items() if name not in quiet}
+    subprocess.run(
+        [str(program), "memory", str(tiny_bundle), str(onnxruntime_library()), "2"],
+        env={**kept, "HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache")},
+        check=True,
+        capture_output=True,
+    )
+    assert list(home.rglob("*")) == []
+
+
 @pytest.mark.slow
 def test_memory_stays_flat(tiny_bundle: Path, tmp_path: Path) -> None:
     program = _linked(tmp_path / "umd_edge_test", PROGRAM)

@@ -17,6 +17,12 @@ TESTS = Path(__file__).resolve().parent.parent
 DEVICES = ("/dev/null", "/dev/tty")
 
 
+def quiet_nothing() -> dict[str, str]:
+    """The environment without what keeps onnxruntime quiet in tests and in builds."""
+    quiet = ("ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS", "CI", "GITHUB_ACTIONS", "TF_BUILD")
+    return {name: value for name, value in os.environ.items() if name not in quiet}
+
+
 def watch(folder: Path, *lines: list[object]) -> dict:
     """Run command lines in one process and tell what it opened."""
     jobs, report = folder / "jobs.json", folder / "report.json"
@@ -29,16 +35,18 @@ def watch(folder: Path, *lines: list[object]) -> dict:
         text=True,
         cwd=place,
         env={
-            **os.environ,
+            **quiet_nothing(),
             "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
             "HOME": str(folder / "home"),
+            "XDG_CACHE_HOME": str(folder / "home" / ".cache"),
             "OMP_NUM_THREADS": "1",
         },
     )
     assert done.returncode == 0, done.stderr[-3000:]
     seen = json.loads(report.read_text())
     seen["written"] = [path for path in seen["written"] if path not in DEVICES]
-    seen["left"] = sorted(str(path) for path in place.rglob("*"))
+    left = [*place.rglob("*"), *(folder / "home").rglob("*")]  # of native libraries, too
+    seen["left"] = sorted(str(path) for path in left)
     return seen
 
 
@@ -124,6 +132,34 @@ def test_named_files_are_all_that_is_written(tmp_path: Path, tiny_bundle: Path):
     assert found["left"] == []
     assert {Path(path).parent for path in found["written"]} <= {named, named.parent}
     assert any(path.startswith(str(named)) for path in found["written"])
+
+
+_HOME_OF = """
+import sys
+from pathlib import Path
+if sys.argv[2] == "ours":
+    import umd_edge
+    predictor = umd_edge.Predictor.load(sys.argv[1])
+    import umd_edge_export
+import onnxruntime
+"""
+
+
+def home_after(folder: Path, whose: str) -> list[str]:
+    """What native code has left in an empty home folder."""
+    home = folder / whose
+    home.mkdir()
+    places = {"HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache")}
+    bundle = str(TESTS / "data" / "tiny.umd")
+    env = {**quiet_nothing(), **places, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", _HOME_OF, bundle, whose], env=env, check=True)
+    return sorted(path.name for path in home.rglob("*"))
+
+
+def test_onnxruntime_keeps_no_identifier_of_the_machine(tmp_path: Path):
+    assert home_after(tmp_path, "ours") == []
+    if not home_after(tmp_path, "theirs"):
+        pytest.skip("this build of onnxruntime has no telemetry that could be off")
 
 
 def test_the_watcher_sees_sockets_and_files(tmp_path: Path):

@@ -44,7 +44,11 @@ umd_status umdi_ort_load(umdi_ort *ort, const char *path)
     const api_base *(*get_base)(void);
     const api_base *base;
     const slot *table;
-    void *symbol, *library = open_library(path);
+    void *symbol, *library;
+    /* Read when the library is opened or its environment made: official builds from 1.29 on report
+     * to Microsoft and keep an identifier of the machine otherwise. */
+    setenv("ORT_DISABLE_TELEMETRY", "1", 1);
+    library = open_library(path);
     memset(ort, 0, sizeof *ort);
     if (library == NULL)
         return umdi_fail(UMD_ERROR_MISSING_DEPENDENCY,
