@@ -35,7 +35,8 @@ def _record(values, method="minmax", **options) -> tuple[float, float]:
     return record.range(RangeOptions(method=method, **options))
 
 
-floats = st.floats(-1e6, 1e6, width=32)
+# A value far below a bin's width lies on the edge at 0, on whichever side rounding puts it.
+floats = st.floats(-1e6, 1e6, width=32).filter(lambda value: value == 0 or abs(value) > 1e-3)
 
 
 @settings(max_examples=60, deadline=None)

@@ -11,6 +11,7 @@ normalisation, which sees its own part alone, excepted).
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import copy
 import os
@@ -46,6 +47,14 @@ from .sharding import Sharding
 from .tokenizer import published_tokenizer, train_wordpiece
 
 __all__ = ["Run", "TrainingDivergedError"]
+
+
+@atexit.register
+def _leave_group() -> None:
+    """End the talk between processes: a thread of it that still runs aborts the interpreter."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
 
 # Pictures are kept this much larger than the model's input, so that a crop has pixels to spare.
 _STORE_SCALE = 1.25
