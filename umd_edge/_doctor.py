@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import platform
 import re
@@ -15,7 +16,7 @@ from ._onnxruntime import load_onnxruntime
 from ._predictor import Predictor
 from ._session import available_providers, needs_u8u8
 from ._tensorrt_probe import is_installed, probe
-from .errors import UmdEdgeError
+from .errors import MissingDependencyError, UmdEdgeError
 
 __all__ = ["Check", "examine"]
 
@@ -82,8 +83,9 @@ def examine(load: Callable[[], Predictor] = Predictor.default) -> Iterator[Check
     yield Check("python", "ok", f"{platform.python_version()} on {system}")
     for package in _RUNTIME:
         yield _package(package)
-    yield Check("providers", "ok", ", ".join(available_providers()))
-    yield _processor()
+    with contextlib.suppress(MissingDependencyError):  # onnxruntime, which is told above
+        yield Check("providers", "ok", ", ".join(available_providers()))
+        yield _processor()
     for extra, packages in _EXTRAS.items():
         yield _extra(extra, packages)
     yield from _tensorrt()
@@ -101,9 +103,11 @@ def _package(package: str) -> Check:
     version = _version(package)
     if version is None and package == "onnxruntime":
         # The GPU and OpenVINO builds bring the same module under other names.
-        return Check(
-            package, "ok", f"{load_onnxruntime().__version__} (another distribution of it)"
-        )
+        try:
+            version = load_onnxruntime().__version__
+        except MissingDependencyError as error:
+            return Check(package, "problem", "not installed", str(error), error.exit_code)
+        return Check(package, "ok", f"{version} (another distribution of it)")
     if version is None:
         advice = "pip install --force-reinstall umd-edge"
         return Check(package, "problem", "not installed", advice, exit_code=5)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from .errors import MissingDependencyError
+
 __all__ = ["load_onnxruntime", "refuse_telemetry"]
 
 _SWITCH = "ORT_DISABLE_TELEMETRY"
@@ -26,9 +28,17 @@ def load_onnxruntime() -> Any:
 
     Where a program has imported it before, without the variable, its uploader runs already;
     events of sessions are then suppressed from here on.
+
+    Raises:
+        MissingDependencyError: It was taken out, to be replaced by another build, say.
     """
     refuse_telemetry()
-    import onnxruntime
-
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            "onnxruntime is not installed: pip install onnxruntime, or onnxruntime-gpu or "
+            "onnxruntime-openvino in its place"
+        ) from error
     onnxruntime.disable_telemetry_events()
     return onnxruntime

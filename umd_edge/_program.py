@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import click
 
-from .errors import UmdEdgeError
+from .errors import MissingDependencyError, UmdEdgeError
 
 __all__ = ["Program"]
 
@@ -26,7 +26,9 @@ class Program(click.Group):
     what it was given.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, extra: str | None = None, **kwargs: Any) -> None:
+        """A group; `extra` brings what its commands import beside the base runtime."""
+        self._extra = extra
         kwargs.setdefault(
             "context_settings", {"help_option_names": ["-h", "--help"], "max_content_width": 100}
         )
@@ -53,7 +55,8 @@ class Program(click.Group):
             # Not `click.Group.main`: it turns a broken pipe into exit code 1.
             with self.make_context(name, [*given]) as context:
                 code = self.invoke(context)
-            sys.stdout.flush()
+            if sys.stdout is not None:  # closed by whoever started us (`>&-`)
+                sys.stdout.flush()
             return code if isinstance(code, int) else 0
         except BrokenPipeError:
             # Whoever read our output has gone (`| head`); keep the interpreter's last flush quiet.
@@ -67,11 +70,22 @@ class Program(click.Group):
         except click.ClickException as error:
             error.show()
             return error.exit_code
-        except Exception as error:
+        except Exception as caught:
+            problem = self._told(caught)
             if "--traceback" in given:
                 raise
-            click.echo(f"error: {_one_line(error, name)}", err=True)
-            return error.exit_code if isinstance(error, UmdEdgeError) else 1
+            click.echo(f"error: {_one_line(problem, name)}", err=True)
+            return problem.exit_code if isinstance(problem, UmdEdgeError) else 1
+
+    def _told(self, error: Exception) -> Exception:
+        """The error, or, of a package that is not installed, ours."""
+        missing = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
+        if self._extra is None or not missing or missing.startswith("umd_edge"):
+            return error
+        package = missing.partition(".")[0]
+        return MissingDependencyError(
+            f'{package} is not installed: pip install "umd-edge[{self._extra}]"'
+        )
 
     def main(  # type: ignore[override]
         self, args: Sequence[str] | None = None, prog_name: str | None = None, **_: Any
@@ -84,7 +98,8 @@ def _one_line(error: Exception, name: str) -> str:
     if isinstance(error, UmdEdgeError):
         return " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror:  # a full disk, a folder without permission
-        return f"{str(error.filename or 'file system')!r}: {error.strerror}"
+        place = repr(str(error.filename)) if error.filename else "cannot write"
+        return f"{place}: {error.strerror}"
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next

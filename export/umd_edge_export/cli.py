@@ -25,7 +25,7 @@ from .trust_cli import trust
 __all__ = ["main", "run"]
 
 
-@click.group("umd-edge-export", cls=Program)
+@click.group("umd-edge-export", cls=Program, extra="export")
 @click.version_option(__version__, prog_name="umd-edge-export")
 def cli() -> None:
     """Turn a checkpoint into a bundle, and compare models.

@@ -199,6 +199,30 @@ def test_an_unforeseen_error_is_exit_1_without_its_text(monkeypatch, tiny_bundle
         run("--traceback", "info")
 
 
+def test_a_program_whose_packages_are_missing_names_the_extra(monkeypatch, tmp_path, capsys):
+    from umd_edge_export import cli
+
+    monkeypatch.setitem(sys.modules, "umd_edge_export.bundle", None)  # ours: a broken installation
+    line = ["bundle", str(tmp_path), "--range-data", str(tmp_path), "--out", str(tmp_path / "x")]
+    assert cli.run(line) == 1
+    assert "internal error" in capsys.readouterr().err
+    monkeypatch.delitem(sys.modules, "umd_edge_export.bundle")
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert cli.run(line) == 5
+    told = capsys.readouterr().err
+    assert told == 'error: onnx is not installed: pip install "umd-edge[export]"\n'
+
+
+def test_onnxruntime_that_was_taken_out_is_exit_5(monkeypatch, tiny_bundle):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    done = run("verify", "--bundle", tiny_bundle)
+    assert_one_clear_line(done, 5)
+    assert "pip install onnxruntime" in done.err
+    done = run("doctor", "--bundle", tiny_bundle)
+    assert done.code == 5
+    assert "umd-edge              ok" in done.out
+
+
 def test_an_interrupt_is_quiet(monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt

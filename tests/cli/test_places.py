@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from support.command import png, run
+from umd_edge._cli import _app
 
 CLASSIFY = ("classify", "film.png", "--task", "chest-xray")
 EXPLAIN = ("explain", "film.png", "--task", "chest-xray")
@@ -32,6 +35,7 @@ def listing(folder) -> dict[str, bytes | None]:
         ((*CLASSIFY, "--out-fhir", ""), "names no file"),
         ((*CLASSIFY, "--out-fhir", "/dev/null"), "no file can be written there"),
         ((*CLASSIFY, "--audit", ""), "names no file"),
+        ((*CLASSIFY, "--out", "missing/r.csv"), "no file can be written there"),
         (("sbom", "--out", ""), "no file can be written there"),
         (("sbom", "--out", "folder.png"), "no file can be written there"),
         (("sbom", "--out", "missing/sbom.json"), "no file can be written there"),
@@ -54,6 +58,11 @@ def test_two_reports_do_not_share_a_file(folder, tiny_bundle):
     assert done.code == 2
     assert "both name 'r'" in done.err
     assert not (folder / "r").exists()
+
+
+def test_a_closed_output_is_no_internal_error(folder, tiny_bundle, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)  # as Python has it behind `>&-`
+    assert _app.run([*CLASSIFY, "--bundle", str(tiny_bundle)]) == 0
 
 
 def test_an_empty_name_is_not_the_folder_at_hand(folder, tiny_bundle):

@@ -20,7 +20,7 @@ from .run_cli import RUNS, print_metrics
 __all__ = ["main"]
 
 
-@click.group("umd-edge-train", cls=Program)
+@click.group("umd-edge-train", cls=Program, extra="train")
 @click.version_option(package_name="umd-edge")
 @click.option("--threads", type=click.IntRange(min=1), default=None, help="CPU threads of torch.")
 def main(threads: int | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +13,7 @@ from .._predictor import Predictor
 from .._record import dataclass
 from ..errors import InputError
 from ._output import emit, note, progress, report
+from ._places import check_place
 from ._reports import ReportFiles
 
 if TYPE_CHECKING:
@@ -65,6 +67,8 @@ class Archive:
         """
         from .._table import open_table
 
+        if not Path(self.out).is_file():  # one that is there is gone on with
+            check_place("--out", self.out)
         names = list(dict.fromkeys(given))
         places = {_printable(name): index for index, name in enumerate(names)}
         reports.prepare(names)
