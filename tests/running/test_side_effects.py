@@ -134,6 +134,38 @@ def test_named_files_are_all_that_is_written(tmp_path: Path, tiny_bundle: Path):
     assert any(path.startswith(str(named)) for path in found["written"])
 
 
+def test_what_needs_a_whole_bundle_keeps_to_the_named_files(tmp_path: Path):
+    """Searching, explaining, the demo, the bill of materials and reports, with the default one."""
+    import umd_edge
+    from support.labelled import make_labelled
+
+    bundle = Path(umd_edge.__file__).parent / "bundles" / "default.umd"
+    if not bundle.is_file():
+        pytest.skip("this checkout has no default bundle")
+    records = make_labelled(tmp_path / "records", umd_edge.Predictor.load(bundle), 6)
+    image, named = png(tmp_path / "a.png"), tmp_path / "named"
+    named.mkdir()
+    found = watch(
+        tmp_path,
+        ["rank", image, "--text", "axial ct image of the chest"],
+        ["explain", image, "--question", "which plane?", "--unproven", "--out", named / "map.png"],
+        ["demo", image, "--out", named / "demo"],
+        ["sbom", "--out", named / "sbom.json"],
+        ["audit", "show", named / "none.jsonl"],
+        ["evaluate", "--task", "vqa", "--data", records, "--report", named / "site.html"],
+        ["classify", image, "--task", "skin-lesion", "--audit", named / "log.jsonl"],
+        ["audit", "verify", named / "log.jsonl"],
+    )
+    assert found["codes"] == [0, 0, 0, 0, found["codes"][4], 0, 0, 0]
+    assert found["codes"][4] != 0
+    assert found["sockets"] == []
+    assert found["left"] == []
+    elsewhere = {Path(path) for path in found["written"] if named not in Path(path).parents}
+    assert elsewhere <= {named}
+    made = {path.name for path in named.iterdir()}
+    assert {"map.png", "demo", "sbom.json", "site.html", "log.jsonl"} <= made
+
+
 _HOME_OF = """
 import sys
 from pathlib import Path
