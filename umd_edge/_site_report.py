@@ -36,6 +36,7 @@ from ._site_report_figures import (
 from ._site_report_groups import TOLD_PATIENTS, Subgroup, check_fields, subgroups
 from ._site_report_rules import AcceptanceRule, Verdict, judge
 from ._task import TaskSpec
+from .errors import UsageError
 
 __all__ = ["Confusion", "Roc", "SiteReport", "WrongRecord", "site_report"]
 
@@ -145,10 +146,14 @@ def site_report(
         with_ids: Name the records that were not right.
 
     Raises:
-        UsageError: A field identifies records, or a rule names an unknown figure.
+        UsageError: A field identifies records or is in none of them, or a rule names an unknown
+            figure.
     """
     task = evaluated.task
     fields = check_fields(by, task)
+    unknown = [name for name in by if all(record.get(name) is None for record in evaluated.records)]
+    if unknown:
+        raise UsageError(f"no record has a value of {unknown} to group by; see how it is written")
     groups = [example.group for example in evaluated.examples]
     truth, known = _truth(evaluated)
     said = _said(task, evaluated.probabilities)

@@ -85,6 +85,7 @@ def test_records_are_grouped_and_named_as_asked(command, tmp_path):
         (("--accept", "accuracy"), "cannot be read"),
         (("--accept", "acuracy>=0.1"), "no figure"),
         (("--report", "x.html", "--by", "patient_id"), "identifies records or patients"),
+        (("--report", "x.html", "--by", "devise"), "no record has a value of ['devise']"),
         (("--by", "sex"), "give --report"),
         (("--with-ids",), "give --report"),
         (("--report", "missing/x.html"), "no file can be written there"),
