@@ -148,10 +148,15 @@ def _lines(result: Classification) -> list[Finding]:
     return ordered[:_MOST_FINDINGS]
 
 
+def _line_count(result: Classification) -> int:
+    """Lines of a classification: its findings, and its status where that is not ok."""
+    return len(_lines(result)) + (result.status != "ok")
+
+
 def _card_height(item: DemoItem) -> int:
     if item.error is not None:
         return 236
-    lines = sum(max(1, len(_lines(result))) for result in item.classifications)
+    lines = sum(_line_count(result) for result in item.classifications)
     content = 78 + _ROW * len(item.answers) + 26 + _LINE * lines + 8 * len(item.classifications)
     return max(content + _PAD, 400)
 
@@ -175,7 +180,7 @@ def _card(canvas: _Canvas, item: DemoItem, y: int, height: int) -> None:
         canvas.text(right, y + 47, speed, 17, _MUTED, anchor="rm")
     row = _answers(canvas, item, y + 78)
     if item.header is None:
-        lines = ("No DICOM header:", "whether the image fits", "a task is not checked")
+        lines = ("No DICOM header:", "judged by what", "it looks like alone")
         for number, line in enumerate(lines):
             canvas.text(_BESIDE, y + 100 + 22 * number, line, 15, _MUTED)
     canvas.box(_LABEL, row + 8, right - _LABEL, 1, _RULE)
@@ -190,15 +195,18 @@ def _answers(canvas: _Canvas, item: DemoItem, y: float) -> float:
         canvas.text(_LABEL, middle, name, 19, _MUTED)
         if answer.answer:
             canvas.text(_VALUE, middle, answer.answer, 23, bold=True, most=_BAR - _VALUE - 20)
-            _bar(canvas, middle, answer.probability, _ACCENT)
+            colour = _ACCENT if answer.status == "ok" else _QUIET
+            _bar(canvas, middle, answer.probability, colour)
             others = [
                 f"{other.answer} {100 * other.probability:.0f} %"
                 for other in answer.alternatives[:2]
             ]
             text = "then " + ", ".join(others)
-            canvas.text(_VALUE, middle + 24, text, 15, _MUTED, most=_BAR - _VALUE + _BAR_WIDTH)
-        if answer.status != "ok":
-            canvas.pill(_VALUE, middle, answer.status.replace("_", " "), _AMBER, _AMBER_INK)
+            if answer.status == "ok":
+                canvas.text(_VALUE, middle + 24, text, 15, _MUTED, most=_BAR - _VALUE + _BAR_WIDTH)
+        if answer.status != "ok":  # in place of the alternatives, or of everything
+            place = middle + 28 if answer.answer else middle
+            canvas.pill(_VALUE, place, answer.status.replace("_", " "), _AMBER, _AMBER_INK)
         beside = HEADER_BESIDE.get(name)
         if beside is not None and item.header is not None:
             most = _WIDTH - _MARGIN - _PAD - _BESIDE
@@ -219,20 +227,28 @@ def _bar(canvas: _Canvas, middle: float, probability: float, colour: str) -> Non
 def _classification(canvas: _Canvas, result: Classification, y: float) -> float:
     middle = y + _LINE / 2
     canvas.text(_LABEL, middle, result.task, 19, _MUTED, most=_VALUE - _LABEL - 10)
-    if not result.findings:
+    if result.status != "ok":
         word = result.status.replace("_", " ")
         width = canvas.pill(_VALUE, middle, word, _AMBER, _AMBER_INK)
-        tag = result.reason.split(" of the DICOM header")[0]
-        text = f"the header's {tag} says so"
-        canvas.text(_VALUE + width + 14, middle, text, 16, _MUTED, most=500)
-        return y + _LINE
+        canvas.text(_VALUE + width + 14, middle, _why(result), 16, _MUTED, most=500)
+        y += _LINE
     for finding in _lines(result):
         middle = y + _LINE / 2
-        ink, colour = (_INK, _ACCENT) if finding.positive else (_MUTED, _QUIET)
-        canvas.text(_VALUE, middle, finding.label, 20, ink, bold=finding.positive, most=340)
+        stands = finding.positive and result.status == "ok"
+        ink, colour = (_INK, _ACCENT) if stands else (_MUTED, _QUIET)
+        canvas.text(_VALUE, middle, finding.label, 20, ink, bold=stands, most=340)
         _bar(canvas, middle, finding.probability, colour)
         y += _LINE
     return y
+
+
+def _why(result: Classification) -> str:
+    """The reason of a status in few words."""
+    if result.status == "outside_intended_use":
+        return f"the header's {result.reason.split(' of the DICOM header')[0]} says so"
+    if result.status == "out_of_distribution":
+        return "unlike the images of this task: not to be used"
+    return "too uncertain: not to be used"
 
 
 def _paragraph(canvas: _Canvas, text: str, x: float, y: float, width: float) -> None:
