@@ -64,7 +64,7 @@ def _answer_rows(item: DemoItem) -> list[tuple[str, str, str, str]]:
         beside = HEADER_BESIDE.get(name)
         header = ""
         if item.header is None and not found:
-            header = "none: fit is not checked"
+            header = "none: judged by its look"
         elif beside is not None and item.header is not None:
             header = f"{beside}: {item.header[beside] or 'not given'}"
         shown = answer.answer if answer.status == "ok" else f"{answer.answer} [{answer.status}]"
