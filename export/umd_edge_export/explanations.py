@@ -12,13 +12,15 @@ from typing import Any
 from umd_edge._bundle import Bundle, write_bundle
 from umd_edge._explain import EXTENSION
 from umd_edge._explanation import METHODS
+from umd_edge._insides import ATTENTION, CELLS
 from umd_edge._manifest import Manifest
-from umd_edge.errors import DataError
+from umd_edge.errors import DataError, UsageError
 
 from .places import check_place, full_disk_told
 
 __all__ = ["read_proof", "write_explanations"]
 
+_TENSORS = {"attention": ATTENTION, "ablation": CELLS}
 _NUMBERS = ("gain", "low", "high")
 _NEEDED = {"proven", "measure", "n", "split", *_NUMBERS}
 
@@ -63,6 +65,18 @@ def _check(where: str, entry: Mapping[str, Any]) -> None:
         raise DataError(f"{where}: called proven, but its interval reaches down to {entry['low']}")
 
 
+def _check_tensors(files: Mapping[str, bytes], proof: Mapping[str, Any]) -> None:
+    """Refuse a proof of maps that the bundle's graphs cannot make."""
+    for task, methods in proof.items():
+        for method, entry in methods.items():
+            tensor = _TENSORS[method]
+            if entry["proven"] and not any(tensor.encode() in data for data in files.values()):
+                raise UsageError(
+                    f"proof of {task!r} by {method!r}: the bundle's graphs name no tensor "
+                    f"{tensor!r}, so it has no such map; export it again"
+                )
+
+
 def write_explanations(path: Path, proof: Path, out: Path) -> Bundle:
     """Write a bundle with the proof of its maps under `extensions`; all files stay as they are.
 
@@ -76,7 +90,7 @@ def write_explanations(path: Path, proof: Path, out: Path) -> Bundle:
     Raises:
         BundleError: The bundle is missing or damaged.
         DataError: See `read_proof`.
-        UsageError: The place cannot be written.
+        UsageError: The place cannot be written, or the bundle cannot make a map that is proven.
         ExportError: The disk is full.
     """
     check_place(out)
@@ -86,5 +100,6 @@ def write_explanations(path: Path, proof: Path, out: Path) -> Bundle:
         manifest, extensions={**manifest.extensions, EXTENSION: read_proof(proof, manifest)}
     )
     files = {name: bundle.read(name) for name in manifest.files}
+    _check_tensors(files, changed.extensions[EXTENSION])
     with full_disk_told(out):
         return write_bundle({**files, "manifest.json": changed.to_bytes()}, out)

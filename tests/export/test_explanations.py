@@ -15,7 +15,7 @@ from umd_edge._bundle import Bundle
 from umd_edge._explain import proven_methods
 from umd_edge._insides import ATTENTION, CELLS
 from umd_edge._subgraph import extract
-from umd_edge.errors import DataError
+from umd_edge.errors import DataError, UsageError
 from umd_edge_export.cli import run
 from umd_edge_export.explanations import read_proof, write_explanations
 
@@ -88,6 +88,13 @@ def test_proof_changes_the_default_and_no_file(tmp_path, proof_file):
     image = np.random.default_rng(0).integers(0, 256, (30, 40), dtype=np.uint8)
     found = Predictor.load(tmp_path / "b.umd").encode(image).explain(task=TASK)
     assert (found.method, found.proven) == ("ablation", True)
+
+
+def test_proof_of_maps_that_the_graphs_cannot_make_is_refused(tmp_path, proof_file):
+    path = proof_file({TASK: proof(attention=False, ablation=True)})
+    with pytest.raises(UsageError, match="name no tensor 'patch_cells'"):
+        write_explanations(TINY, path, tmp_path / "b.umd")
+    assert not (tmp_path / "b.umd").exists()
 
 
 @pytest.mark.parametrize(

@@ -145,3 +145,9 @@ def test_the_token_is_in_no_repr():
 def test_limits_out_of_range_are_refused(given):
     with pytest.raises(UsageError, match="is allowed"):
         ServeOptions(**given)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "https://edge.example", "me@edge.example"])
+def test_a_name_that_no_client_can_call_is_refused(name):
+    with pytest.raises(UsageError, match="a name alone is needed"):
+        ServeOptions(allowed_hosts=(name,))

@@ -67,6 +67,11 @@ class ServeOptions:
         _check_range("max_request_bytes", self.max_request_bytes, 1024, 512 << 20)
         for name in ("timeout_s", "body_timeout_s", "head_timeout_s", "grace_s", "image_ttl_s"):
             _check_range(name, getattr(self, name), 0.01, 86_400)
+        for name in self.allowed_hosts:
+            if not name or any(sign in name for sign in " /\t\n@"):
+                raise UsageError(
+                    f"allowed host {name!r} given; a name alone is needed, such as edge.example"
+                )
         if not self.is_loopback and self.token is None:
             raise UsageError(
                 f"host {self.host!r} can be reached from other machines, and no token protects it; "
