@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+pytest.importorskip("onnx")
+
 from support.explainable import explainable_bundle, proof
 from support.pictures import gradient, make_dicom
 from umd_edge import DeadlineExceededError, Explanation, Predictor, UsageError, limited

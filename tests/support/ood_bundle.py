@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -10,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from support.bundles import TINY, repack, tiny_files
-from support.tiny_bundle import SIDE
 from umd_edge._arrays import write_arrays
 from umd_edge._predictor import Predictor
 
+SIDE: int = json.loads(tiny_files()["manifest.json"])["preprocessing"]["height"]
 TASKS = ("vqa", "chest-xray", "breast-ultrasound", "skin-lesion")
 SPEC: dict[str, Any] = {
     "method": "mahalanobis",

@@ -67,6 +67,9 @@ static void fuzz_pixels(umdi_arena *arena, const uint8_t *data, size_t size)
     static const umdi_preprocessing spec = {
         SIDE, SIDE, 3, 22, {0.5, 0.5, 0.5}, {0.25, 0.25, 0.25}};
     float values[3 * SIDE * SIDE];
+    double appearance[UMDI_APPEARANCE];
+    uint8_t levels[3 * SIDE * SIDE];
+    umdi_picture picture = {levels, 0};
     umd_pixels pixels;
     size_t used = size < sizeof pixels ? size : sizeof pixels;
     umd_pixels_init(&pixels, sizeof pixels);
@@ -74,8 +77,9 @@ static void fuzz_pixels(umdi_arena *arena, const uint8_t *data, size_t size)
     pixels.struct_size = sizeof pixels;
     pixels.data = data + used;
     pixels.size = size - used;
-    pixels.dicom_modality = pixels.body_part = NULL;
-    (void)umdi_preprocess(&spec, &arena->allocator, &pixels, go_on, NULL, values);
+    pixels.dicom_modality = pixels.body_part = pixels.view = pixels.burned_in_annotation = NULL;
+    if (umdi_preprocess(&spec, &arena->allocator, &pixels, go_on, NULL, &picture, values) == UMD_OK)
+        umdi_appearance(picture.levels, picture.channels, SIDE, SIDE, appearance);
 }
 
 static void fuzz_npy(const uint8_t *data, size_t size)
