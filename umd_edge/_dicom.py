@@ -110,6 +110,16 @@ def _frame_index(frames: int, frame: int | None, name: str) -> int:
     return frame - 1
 
 
+def _check_rest(pydicom: Any, dataset: Any, name: str) -> None:
+    """Refuse pixels behind the last one that the header tells of; padding there has one value."""
+    rest = dataset.PixelData[pydicom.pixels.utils.get_expected_length(dataset) :]
+    if len(rest) > 1 and rest.count(rest[:1]) != len(rest):
+        raise DicomInputError(
+            f"{name}: PixelData (7FE0,0010) holds more pixels than Rows, Columns and NumberOfFrames "
+            "say, so that a part of a picture would be taken for the whole; export it again"
+        )
+
+
 def _decode(
     pydicom: Any, dataset: Any, facts: DicomFacts, index: int, name: str
 ) -> tuple[npt.NDArray[Any], str]:
@@ -128,6 +138,8 @@ def _decode(
         )
     if not syntax.is_encapsulated or syntax == pydicom.uid.RLELossless:
         bits = _bits(dataset, name)
+        if not syntax.is_encapsulated:
+            _check_rest(pydicom, dataset, name)
         array, meta = decoder.as_array(dataset, index=index, raw=True, correct_unused_bits=False)
         # What stands in the other bits may be overlays or anything.
         array = stored_values(array, *bits, signed=dataset.get("PixelRepresentation") == 1)

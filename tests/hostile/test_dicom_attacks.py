@@ -93,6 +93,13 @@ def test_frames_that_are_not_in_the_pixels_are_refused():
         load_image(make_dicom(GREY, NumberOfFrames=1000), frame=900)
 
 
+def test_a_part_is_not_taken_for_the_whole_picture():
+    with pytest.raises(DicomInputError, match="more pixels than Rows"):
+        load_image(make_dicom(GREY, Rows=GREY.shape[0] // 2))
+    padded = make_dicom(GREY, PixelData=GREY.tobytes() + bytes(64))
+    assert load_image(padded).pixels.shape[:2] == GREY.shape
+
+
 def test_grey_values_that_are_all_equal_are_refused():
     with pytest.raises(DicomInputError, match="equal"):
         load_image(make_dicom(np.full((8, 8), 5, np.uint16)))

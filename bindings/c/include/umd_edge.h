@@ -37,7 +37,8 @@
  * umd_allocator, umd_value, umd_member and umd_match have none; they never change.
  *
  * Text is UTF-8. Nothing is written to standard output or standard error, no exception or abort
- * crosses this boundary, no network connection is opened, and there is no global state.
+ * crosses this boundary, no network connection is opened, and there is no global state; opening a
+ * bundle sets the environment variable ORT_DISABLE_TELEMETRY, so that ONNX Runtime opens none either.
  */
 #ifndef UMD_EDGE_H
 #define UMD_EDGE_H
