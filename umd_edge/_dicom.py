@@ -115,7 +115,7 @@ def _check_rest(pydicom: Any, dataset: Any, name: str) -> None:
     rest = dataset.PixelData[pydicom.pixels.utils.get_expected_length(dataset) :]
     if len(rest) > 1 and rest.count(rest[:1]) != len(rest):
         raise DicomInputError(
-            f"{name}: PixelData (7FE0,0010) holds more pixels than Rows, Columns and NumberOfFrames "
+            f"{name}: PixelData (7FE0,0010) holds more pixels than Rows, Columns, NumberOfFrames "
             "say, so that a part of a picture would be taken for the whole; export it again"
         )
 
