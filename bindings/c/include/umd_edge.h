@@ -38,7 +38,8 @@
  *
  * Text is UTF-8. Nothing is written to standard output or standard error, no exception or abort
  * crosses this boundary, no network connection is opened, and there is no global state; opening a
- * bundle sets the environment variable ORT_DISABLE_TELEMETRY, so that ONNX Runtime opens none either.
+ * bundle sets the environment variable ORT_DISABLE_TELEMETRY, so that ONNX Runtime opens none
+ * either.
  */
 #ifndef UMD_EDGE_H
 #define UMD_EDGE_H
@@ -155,9 +156,9 @@ UMD_API void umd_open_options_init(umd_open_options *options, size_t size);
 /* Open a bundle: a directory or a `.umd` file. The manifest, all names and sizes are checked, and
  * the SHA-256 of every file that is used, on the bytes that are used.
  *
- * Fails with BUNDLE_NOT_FOUND, BUNDLE_INTEGRITY, MANIFEST, BUNDLE_VERSION; USAGE for an unknown
- * variant or option; BUNDLE_SIGNATURE; MISSING_DEPENDENCY or PROVIDER_UNAVAILABLE without a usable ONNX Runtime. A
- * bundle with another tokenizer than WordPiece is refused with MANIFEST. */
+ * Fails with BUNDLE_NOT_FOUND, BUNDLE_INTEGRITY, MANIFEST, BUNDLE_VERSION; BUNDLE_SIGNATURE; USAGE
+ * for an unknown variant or option; MISSING_DEPENDENCY or PROVIDER_UNAVAILABLE without a usable ONNX
+ * Runtime. A bundle with another tokenizer than WordPiece is refused with MANIFEST. */
 UMD_API umd_status umd_open(const char *path, const umd_open_options *options, umd_predictor **out);
 
 /* The same from the bytes of a `.umd` file, which must stay where they are until umd_close. */
