@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import struct
 import subprocess
-import re
 import sys
 import time
 import zlib
