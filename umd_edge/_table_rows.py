@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
@@ -90,7 +91,7 @@ def flatten(line: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-class RowFormat:
+class RowFormat(ABC):
     """How rows become bytes and bytes rows; a row always ends with a newline.
 
     Attributes:
@@ -101,17 +102,17 @@ class RowFormat:
     header = b""
     start = b'{"image": "'
 
+    @abstractmethod
     def encode(self, line: Mapping[str, Any]) -> bytes:
         """The bytes of one row."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, data: bytes) -> Row:
         """What resuming needs of one row's bytes.
 
         Raises:
             ValueError: These are no bytes of a row.
         """
-        raise NotImplementedError
 
     def records(self, file: BinaryIO) -> Iterator[bytes]:
         """The bytes of each whole row, from where the file stands; a last part is left out."""

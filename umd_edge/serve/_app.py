@@ -73,7 +73,7 @@ class App:
         self._routes: ASGIApp = Router(routes, redirect_slashes=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; nothing is raised."""
+        """Answer one request; only a connection that is not HTTP raises, as ASGI asks."""
         if scope["type"] == "lifespan":
             await self._live(receive, send)
             return
