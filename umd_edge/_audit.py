@@ -257,9 +257,14 @@ class AuditLog:
         self._detach()
         os.rename(self.path, part)
         sync_folder(self.path.parent)
-        self._attach()
+        self._open_file()
 
     def _attach(self) -> None:
+        """Open the log to go on with it, and note what a killed writer left behind."""
+        self._open_file()
+        self._note_torn()
+
+    def _open_file(self) -> None:
         """Open the file behind its last whole record; move aside what follows that."""
         before = self._last_of_all()
         self._file = os.open(self.path, _FLAGS, 0o600)
@@ -274,7 +279,6 @@ class AuditLog:
         if self._size == 0:
             event = "continued" if before else "created"
             self._write(event, {"secret": self._secret_name()})
-        self._note_torn()
 
     def _last_of_all(self) -> Link | None:
         """The last record of the newest full part."""

@@ -24,6 +24,7 @@ from umd_edge import (
     TextInputError,
     UsageError,
 )
+from umd_edge._audit import MIN_BYTES
 from umd_edge._audit_chain import FIRST, encode_line, log_files, read_log, verify_log
 
 IMAGE = np.arange(900, dtype=np.uint8).reshape(30, 30)
@@ -301,6 +302,24 @@ class TestFiles:
         assert verify_log(tmp_path / "log").recovered == 1
         (aside,) = tmp_path.glob("log.torn-*")
         assert aside.read_bytes() == torn and aside.suffix != ".new"
+
+    def test_note_that_fills_the_file_goes_to_the_next_one_once(self, tmp_path: Path):
+        torn = b'{"audit":1,"half'
+        with AuditLog(tmp_path / "log", max_bytes=MIN_BYTES) as log:
+            log._append("result", {"padding": "x" * 3000})
+            left = MIN_BYTES - (tmp_path / "log").stat().st_size
+            log._append("result", {"padding": "x" * (left - 400)})  # no room for another
+        with (tmp_path / "log").open("ab") as file:
+            file.write(torn)
+        with AuditLog(tmp_path / "log", max_bytes=MIN_BYTES):
+            assert [item["event"] for item in _records(tmp_path / "log")] == [
+                "continued",
+                "recovered",
+            ]
+        report = verify_log(tmp_path / "log")
+        assert (report.recovered, len(report.files)) == (1, 2)
+        (aside,) = tmp_path.glob("log.torn-*")
+        assert aside.suffix != ".new"
 
     def test_files_are_for_their_owner_alone(self, tmp_path: Path):
         _filled(tmp_path / "log", 1)

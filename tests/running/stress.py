@@ -9,7 +9,8 @@ import os
 import random
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from umd_edge import Predictor, UmdEdgeError
 
 CALLS = 10_000
 THREADS = 8
+PAUSE = 40
 _WORDS = "is there a mass in the lung liver brain or heart which plane organ image shown".split()
 
 
@@ -84,40 +86,19 @@ def main() -> None:
     order = [random.Random(2).randrange(len(work)) for _ in range(CALLS)]
     sizes: list[int] = []
     wrong: list[int] = []
-    lock = threading.Lock()
-    done = 0
 
     def one(index: int) -> None:
-        nonlocal done
         if outcome(work[index]) != serial[index]:
             wrong.append(index)
-        with lock:
-            done += 1
-            if done % (CALLS // 200) == 0:
-                sizes.append(resident())
 
-    def worker() -> None:
-        while True:
-            with lock:
-                index = next(left, None)
-            if index is None:
-                return
-            one(index)
-
-    def from_threads() -> None:
-        threads = [threading.Thread(target=worker) for _ in range(THREADS)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-
-    left: Iterator[int] = iter(range(len(work)))
-    from_threads()
-    gc.collect()
-    before = handles()
-    left, done = iter(order), 0
-    from_threads()
-    after = handles()
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(one, range(len(work))))
+        gc.collect()
+        before = handles()
+        for start in range(0, CALLS, PAUSE):
+            done = len(list(pool.map(one, order[start : start + PAUSE]))) + start
+            sizes.append(resident())  # between calls: what is kept, not what is in use
+        after = handles()
     tenths = np.asarray(sizes).reshape(10, -1).mean(axis=1)
     failures = sum(isinstance(item, tuple) for item in serial)
     report = {
