@@ -18,15 +18,16 @@ import onnxruntime
 
 from umd_edge import Predictor
 
-__all__ = ["main"]
+__all__ = ["compile_with_library", "main"]
 
 ROOT = Path(__file__).resolve().parent.parent
 _FLAGS = ["-std=c11", "-O2", "-ffp-contract=off", "-w"]
 
 
-def _compile(folder: Path) -> Path:
-    program = folder / "c_overhead"
-    sources = [ROOT / "benchmarks" / "c_overhead.c", *(ROOT / "bindings/c/src").glob("*.c")]
+def compile_with_library(source: Path, folder: Path) -> Path:
+    """A program of one file and the library's own, optimised as a release is."""
+    program = folder / source.stem
+    sources = [source, *(ROOT / "bindings/c/src").glob("*.c")]
     include = f"-I{ROOT / 'bindings/c/include'}"
     command = [os.environ.get("CC", "cc"), *_FLAGS, include, *map(str, sources)]
     subprocess.run([*command, "-o", str(program), "-lm", "-ldl", "-lpthread"], check=True)
@@ -43,7 +44,7 @@ def main(bundle: str, runs: int) -> None:
     folder = Path(onnxruntime.__file__).parent / "capi"
     runtime = next(folder.glob("libonnxruntime.so*"))
     with tempfile.TemporaryDirectory() as scratch:
-        program = _compile(Path(scratch))
+        program = compile_with_library(ROOT / "benchmarks" / "c_overhead.c", Path(scratch))
         command = [str(program), bundle, str(runtime), task, str(runs)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
     for line in done.stdout.splitlines():

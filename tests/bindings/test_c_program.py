@@ -123,6 +123,24 @@ def test_vectors_of_real_images_on_the_default_bundle(
     assert len(images) == count * len(SETS)
 
 
+def test_opening_needs_no_thread(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Where none can be had, the work of opening is done in the caller's."""
+    (tmp_path / "none.c").write_text(
+        "#include <errno.h>\n#include <pthread.h>\n"
+        "int __wrap_pthread_create(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);"
+        "\nint __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attributes,\n"
+        "                          void *(*start)(void *), void *argument)\n{\n"
+        "    (void)thread, (void)attributes, (void)start, (void)argument;\n    return EAGAIN;\n}\n"
+    )
+    sources = [PROGRAM, tmp_path / "none.c", *SOURCES]
+    program = build(tmp_path / "program", [*SANITISE, "-Wl,--wrap=pthread_create"], sources)
+    _run(program, "threads", tiny_bundle, onnxruntime_library(), 1, 1, code=1)  # none can be had
+    predictor = umd_edge.Predictor.load(tiny_bundle)
+    vectors = write_vectors(tmp_path / "vectors", predictor, [*_synthetic()][:2])
+    out = _run(program, "vectors", tiny_bundle, onnxruntime_library(), vectors)
+    assert out == "2 vectors\n"
+
+
 def test_eight_threads_give_the_same_bits(program: Path, tiny_bundle: Path) -> None:
     out = _run(program, "threads", tiny_bundle, onnxruntime_library(), 8, 50)
     assert out == "0 differences\n"

@@ -39,24 +39,24 @@ static bool is_good(const umdi_ort *ort, OrtStatus *status)
     return false;
 }
 
-umd_status umdi_runtime_open(umdi_runtime *runtime, const char *path, int threads, bool u8u8)
+umd_status umdi_runtime_open(umdi_runtime *runtime, const umdi_runtime_options *options)
 {
     const umdi_ort *ort = &runtime->ort;
     const int severity = 3, allocator = 0, memory = 0;
     bool good;
     memset(runtime, 0, sizeof *runtime);
-    UMDI_TRY(umdi_ort_load(&runtime->ort, path));
+    UMDI_TRY(umdi_ort_load(&runtime->ort, options->library));
     good = is_good(ort, ort->CreateEnvWithCustomLogger(ignore, NULL, severity, "umd_edge",
                                                        &runtime->env)) &&
            is_good(ort, ort->CreateSessionOptions(&runtime->settings)) &&
            is_good(ort, ort->CreateCpuMemoryInfo(allocator, memory, &runtime->memory)) &&
            is_good(ort, ort->DisableCpuMemArena(runtime->settings)) &&
-           is_good(ort, ort->SetIntraOpNumThreads(runtime->settings, threads)) &&
+           is_good(ort, ort->SetIntraOpNumThreads(runtime->settings, options->threads)) &&
            is_good(ort, ort->SetInterOpNumThreads(runtime->settings, 1)) &&
            /* Waiting threads sleep: a device that asks now and then must not burn a core. */
            is_good(ort, ort->AddSessionConfigEntry(runtime->settings,
                                                    "session.intra_op.allow_spinning", "0"));
-    if (good && u8u8)
+    if (good && options->u8u8)
         good = is_good(ort, ort->AddSessionConfigEntry(runtime->settings,
                                                        "session.x64quantprecision", "1"));
     return good ? UMD_OK
@@ -77,16 +77,16 @@ void umdi_runtime_close(umdi_runtime *runtime)
     memset(runtime, 0, sizeof *runtime);
 }
 
-static bool holds(const uint8_t *bytes, size_t size, const char *wanted, size_t length)
+/* Whether the bytes hold `external_data`. Weights are rarely large, so that its `t`, 116, is the
+ * byte to look for. */
+static bool has_external_data(const uint8_t *bytes, size_t size)
 {
-    const uint8_t *end = bytes + size;
-    while ((size_t)(end - bytes) >= length) {
-        bytes = memchr(bytes, wanted[0], (size_t)(end - bytes) - length + 1);
-        if (bytes == NULL)
-            return false;
-        if (memcmp(bytes, wanted, length) == 0)
+    const size_t length = sizeof external_data - 1, place = 6;
+    const uint8_t *end = bytes + size, *at = bytes + (size < length ? size : place);
+    while ((at = memchr(at, external_data[place], (size_t)(end - at))) != NULL) {
+        const uint8_t *start = at++ - place;
+        if ((size_t)(end - start) >= length && memcmp(start, external_data, length) == 0)
             return true;
-        bytes++;
     }
     return false;
 }
@@ -170,7 +170,7 @@ umd_status umdi_graph_open(umdi_graph *graph, const umdi_runtime *runtime,
     graph->ort = ort;
     graph->name = name;
     graph->part = part;
-    if (holds(bytes, size, external_data, sizeof external_data - 1))
+    if (has_external_data(bytes, size))
         return umdi_fail(UMD_ERROR_BUNDLE_INTEGRITY,
                          "'%s' keeps weights outside itself; a bundle's graph holds all of them",
                          name.text);

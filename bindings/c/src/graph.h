@@ -30,8 +30,14 @@ typedef struct umdi_runtime {
     OrtMemoryInfo *memory;
 } umdi_runtime;
 
+typedef struct umdi_runtime_options {
+    const char *library; /* path of ONNX Runtime, or NULL */
+    int threads;
+    bool u8u8; /* 8-bit products that cannot saturate */
+} umdi_runtime_options;
+
 /* Load ONNX Runtime and make what all graphs share. */
-umd_status umdi_runtime_open(umdi_runtime *runtime, const char *path, int threads, bool u8u8);
+umd_status umdi_runtime_open(umdi_runtime *runtime, const umdi_runtime_options *options);
 void umdi_runtime_close(umdi_runtime *runtime);
 
 /* Open a graph from bytes whose hash was compared. Fails with BUNDLE_INTEGRITY. */

@@ -71,6 +71,14 @@ struct umd_image {
     char *facts[UMDI_FACTS]; /* NULL: not given */
 };
 
+/* ---- load.c ---- */
+
+/* Read and open everything behind an opened container. Fails as umd_open does; what is there then is
+ * given back by umdi_release. */
+umd_status umdi_load(umd_predictor *predictor, const umd_open_options *options);
+
+/* ---- predictor.c ---- */
+
 void umdi_log(const umd_predictor *predictor, int32_t level, const char *message);
 void umdi_release(umd_predictor *predictor);
 

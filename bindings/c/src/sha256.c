@@ -2,9 +2,11 @@
 
 #include <string.h>
 
-#define BLOCK 64
+#include "sha256_blocks.h"
 
-static const uint32_t constants[64] = {
+#define BLOCK UMDI_SHA256_BLOCK
+
+const uint32_t umdi_sha256_constants[64] = {
     0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,
     0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174,
     0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da,
@@ -20,7 +22,7 @@ static uint32_t turn(uint32_t value, int bits)
     return value >> bits | value << (32 - bits);
 }
 
-static void add_block(uint32_t state[8], const unsigned char *bytes)
+static void add_block(uint32_t state[8], const uint8_t *bytes)
 {
     uint32_t w[64], s[8];
     for (int i = 0; i < 16; i++, bytes += 4)
@@ -37,7 +39,7 @@ static void add_block(uint32_t state[8], const unsigned char *bytes)
         uint32_t majority = (s[0] & s[1]) | (s[2] & (s[0] | s[1]));
         uint32_t high = turn(s[4], 6) ^ turn(s[4], 11) ^ turn(s[4], 25);
         uint32_t low = turn(s[0], 2) ^ turn(s[0], 13) ^ turn(s[0], 22);
-        uint32_t first = s[7] + high + choice + constants[i] + w[i];
+        uint32_t first = s[7] + high + choice + umdi_sha256_constants[i] + w[i];
         /* One by one: the compiler then keeps all of them in registers. */
         s[7] = s[6];
         s[6] = s[5];
@@ -52,24 +54,30 @@ static void add_block(uint32_t state[8], const unsigned char *bytes)
         state[i] += s[i];
 }
 
+static void add_blocks(uint32_t state[8], const uint8_t *bytes, size_t count)
+{
+    for (; count != 0; count--, bytes += BLOCK)
+        add_block(state, bytes);
+}
+
 void umdi_sha256(const void *bytes, size_t size, char hex[UMDI_SHA256_HEX])
 {
     static const char digits[] = "0123456789abcdef";
     uint32_t state[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
                          0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
-    const unsigned char *rest = bytes;
-    unsigned char end[2 * BLOCK] = {0};
-    size_t left = size, tail;
-    for (; left >= BLOCK; left -= BLOCK, rest += BLOCK)
-        add_block(state, rest);
+    umdi_sha256_blocks *blocks = umdi_sha256_native();
+    uint8_t end[2 * BLOCK] = {0};
+    size_t left = size % BLOCK, tail;
+    if (blocks == NULL)
+        blocks = add_blocks;
+    blocks(state, bytes, size / BLOCK);
     if (left != 0)
-        memcpy(end, rest, left);
+        memcpy(end, (const uint8_t *)bytes + (size - left), left);
     end[left] = 0x80;
     tail = left < BLOCK - 8 ? BLOCK : 2 * BLOCK;
     for (int i = 0; i < 8; i++)
-        end[tail - 1 - (size_t)i] = (unsigned char)((uint64_t)size * 8 >> 8 * i);
-    for (size_t i = 0; i < tail; i += BLOCK)
-        add_block(state, end + i);
+        end[tail - 1 - (size_t)i] = (uint8_t)((uint64_t)size * 8 >> 8 * i);
+    blocks(state, end, tail / BLOCK);
     for (int i = 0; i < 64; i++)
         hex[i] = digits[state[i / 8] >> (28 - 4 * (i % 8)) & 15];
     hex[64] = '\0';
