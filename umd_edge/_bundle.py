@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ._container import Container, open_container, write_zip
-from ._files import check_replaceable, sync_folder
+from ._files import whole_file
 from ._manifest import MAX_FILE_BYTES, MAX_MANIFEST_BYTES, FileEntry, Manifest, is_safe_path
 from .errors import (
     BundleError,
@@ -238,20 +238,11 @@ def write_bundle(
     total = sum(len(data) for data in files.values())
     if total > _MAX_TOTAL_BYTES - (1 << 20) or any(len(d) > MAX_FILE_BYTES for d in files.values()):
         raise BundleError(f"the files have {total} bytes together; 4 GiB, and 2 each, are allowed")
-    target = Path(out)
-    check_replaceable(target)
-    temporary = target.with_name(f".{target.name}.{os.urandom(4).hex()}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            write_zip(files, file)
-            file.flush()
-            os.fsync(file.fileno())
-        Bundle.open(temporary).check_files()
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(target.parent)
-    return Bundle.open(target)
+    with whole_file(out) as file:
+        write_zip(files, file)
+        file.flush()
+        Bundle.open(file.name).check_files()
+    return Bundle.open(out)
 
 
 def _read_directory(root: Path) -> dict[str, bytes]:

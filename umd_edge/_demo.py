@@ -7,15 +7,14 @@ downloaded. `_picture` draws the result.
 from __future__ import annotations
 
 import json
-import os
-import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from ._files import whole_file, write_whole
 from ._image import load_image
 from ._predictor import Predictor
 from ._results import Answer, Classification, Timing, answers_to_dict
@@ -174,19 +173,11 @@ def write_output(
     drawn, listed = folder / "demo.png", folder / "demo.jsonl"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(drawn, lambda path: picture.save(path, format="PNG"))
-        _replace(listed, lambda path: path.write_text(text, encoding="utf-8"))
+        with whole_file(drawn) as file:
+            picture.save(file, format="PNG")
+        write_whole(listed, text.encode("utf-8"))
     except OSError as error:
         raise UsageError(
             f"cannot write to {str(folder)!r} ({error.strerror}); name another folder with --out"
         ) from error
     return drawn, listed
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

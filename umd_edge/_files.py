@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
-__all__ = ["check_replaceable", "sync_folder", "write_whole"]
+from ._claims import CLOSE_FIRST, claim_file, sync_folder
+
+__all__ = ["check_replaceable", "sync_folder", "whole_file", "write_whole"]
 
 
 def check_replaceable(path: Path) -> None:
@@ -20,17 +24,20 @@ def check_replaceable(path: Path) -> None:
         raise OSError(errno.EINVAL, "is no plain file; name another place", str(path))
 
 
-def write_whole(
-    path: str | os.PathLike[str], data: bytes, *, private: bool = False, via: Path | None = None
-) -> None:
-    """Write `data` beside `path` under another name, make it durable, and rename it onto `path`.
+@contextlib.contextmanager
+def whole_file(
+    path: str | os.PathLike[str], *, private: bool = False, via: Path | None = None
+) -> Iterator[BinaryIO]:
+    """A file beside `path` to write to; made durable and renamed onto `path` behind the block.
 
     Args:
-        path: What is there is replaced in one step, or kept where writing fails.
-        data: All bytes of the file.
+        path: What is there is replaced in one step, or kept where the block fails.
         private: Only the owner may read the file (on systems that know of that).
         via: Folder of the same file system for the file under its other name, where that of
             `path` must not hold it even when the process is killed.
+
+    Yields:
+        The file; its `name` is where it is now.
 
     Raises:
         OSError: The folder is missing, may not be written, or the disk is full; or `path` is no
@@ -38,31 +45,30 @@ def write_whole(
     """
     target = Path(path)
     check_replaceable(target)
-    folder = target.parent if via is None else via
-    temporary = folder / f".{target.name}.{os.urandom(4).hex()}.tmp"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     try:
-        descriptor = os.open(temporary, flags, 0o600 if private else 0o666)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+        with claim_file(target.name, via or target.parent, private=private) as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, target)
+            if CLOSE_FIRST:
+                file.close()
+            os.replace(file.name, target)
     except OSError as error:
-        error.filename, error.filename2 = os.fspath(path), None  # not the name that nobody gave
+        if os.path.basename(str(error.filename or f".{target.name}.")).startswith(
+            f".{target.name}."
+        ):  # not the name that nobody gave
+            error.filename, error.filename2 = os.fspath(path), None
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
     sync_folder(target.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make a renaming in a folder durable, where the system can."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    with contextlib.suppress(OSError):  # some network file systems refuse; the rename has happened
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def write_whole(
+    path: str | os.PathLike[str], data: bytes, *, private: bool = False, via: Path | None = None
+) -> None:
+    """Write `data` as the whole of a file; see `whole_file`.
+
+    Raises:
+        OSError: As there.
+    """
+    with whole_file(path, private=private, via=via) as file:
+        file.write(data)

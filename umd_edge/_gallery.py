@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import IO, Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ._files import whole_file
 from ._json import load_strict
 from ._results import Timing
 from .errors import GalleryError, UsageError
@@ -124,21 +124,14 @@ class Gallery:
             "outside": self.outside,
             "tokens": self.tokens,
         }
-        target = Path(path)
-        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
         try:
-            with temporary.open("xb") as file:
+            with whole_file(path) as file:
                 np.savez(file, **arrays)  # type: ignore[arg-type]
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
         except OSError as error:
             raise UsageError(
-                f"the gallery {str(target)!r} cannot be written: {error.strerror}; name a file in "
-                "a folder that exists and may be written to"
+                f"the gallery {os.fspath(path)!r} cannot be written: {error.strerror}; name a file "
+                "in a folder that exists and may be written to"
             ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, tokens: bool = True) -> Gallery:

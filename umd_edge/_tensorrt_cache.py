@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ._files import write_whole
 from ._json import load_strict
 from .errors import ProviderUnavailableError, UsageError
 
@@ -62,7 +61,7 @@ class EngineCache:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _write(self.folder / "writable", b"")
+            write_whole(self.folder / "writable", b"")
             (self.folder / "writable").unlink()
         except OSError as error:
             raise UsageError(
@@ -117,8 +116,8 @@ class EngineCache:
         }
         path.unlink(missing_ok=True)  # never an old engine with a new description
         text = json.dumps(described, indent=1, sort_keys=True) + "\n"
-        _write(path.with_suffix(".json"), text.encode())
-        _write(path, plan)
+        write_whole(path.with_suffix(".json"), text.encode())
+        write_whole(path, plan)
         return path
 
     def expected_seconds(self, key: EngineKey) -> float | None:
@@ -156,7 +155,7 @@ class EngineCache:
     def write_timing(self, key: EngineKey, data: bytes) -> None:
         """Keep a timing cache for the next build."""
         if data:
-            _write(self._timing_path(key), data)
+            write_whole(self._timing_path(key), data)
 
     def _timing_path(self, key: EngineKey) -> Path:
         text = "\n".join((key.library, key.version, key.gpu, key.driver))
@@ -192,15 +191,3 @@ class EngineCache:
             if told and (best is None or len(told) < len(best)):
                 best = told
         return f" (the nearest was built for {', '.join(best)})" if best else ""
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -6,9 +6,6 @@ It names records by their identifiers, so it is written beside a bundle and neve
 
 from __future__ import annotations
 
-import contextlib
-import os
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -16,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from umd_edge._evaluation import MetricValue
-from umd_edge._files import check_replaceable
+from umd_edge._files import write_whole
 from umd_edge.errors import UsageError
 
 from .compare import Comparison, Disagreement, PairedDifference
@@ -316,15 +313,9 @@ def write_report(path: Path, content: ReportContent) -> None:
     Raises:
         UsageError: The folder is missing or cannot be written; an older page is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        check_replaceable(path)
-        temporary.write_text(render_report(content), encoding="utf-8")
-        os.replace(temporary, path)
+        write_whole(path, render_report(content).encode("utf-8"))
     except OSError as error:
         raise UsageError(
             f"{str(path)!r} cannot be written ({error.strerror}); name another place"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +18,7 @@ from typing import Any
 import onnx
 
 from umd_edge._bundle import Bundle
-from umd_edge._files import sync_folder
+from umd_edge._claims import claim_folder, sync_folder
 from umd_edge._graphs import weight_bits
 from umd_edge._manifest import PARTS, Manifest
 from umd_edge._signature import KeyInput
@@ -137,8 +135,7 @@ def saturates_without_vnni(manifest: Manifest, variant: str | None) -> bool:
 
 
 def _write_folder(files: Mapping[str, bytes], target: Path) -> None:
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
+    with claim_folder(target.name, target.parent) as temporary:
         for name, data in files.items():
             place = temporary / name
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -147,8 +144,6 @@ def _write_folder(files: Mapping[str, bytes], target: Path) -> None:
                 file.flush()
                 os.fsync(file.fileno())
         os.rename(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     sync_folder(target.parent)
 
 

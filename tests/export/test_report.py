@@ -154,7 +154,7 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch)
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("umd_edge_export.report_html.os.replace", full)
+    monkeypatch.setattr("umd_edge._files.os.replace", full)
     with pytest.raises(UsageError, match="No space left"):
         write_report(page, ReportContent(name="x"))
     assert page.read_text() == "yesterday" and list(tmp_path.iterdir()) == [page]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -8,8 +9,9 @@ import pytest
 
 from support.bundles import tiny_files
 from support.command import png, run
-from umd_edge._bundle import write_bundle
-from umd_edge._files import write_whole
+from umd_edge._bundle import Bundle, write_bundle
+from umd_edge._claims import claim_file, remove_unheld
+from umd_edge._files import whole_file, write_whole
 from umd_edge.errors import UsageError
 from umd_edge_export.places import check_place
 
@@ -72,3 +74,85 @@ def test_full_folder_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
         write_whole(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.fixture
+def held(tmp_path: Path):
+    """A writer of `x` that is at work."""
+    with claim_file("x", tmp_path) as file:
+        yield Path(file.name)
+
+
+def test_what_a_killed_writer_left_is_used_again(tmp_path: Path):
+    left = tmp_path / ".x.0.tmp"
+    left.write_bytes(b"half of it, and more")
+    with whole_file(tmp_path / "x") as file:
+        assert Path(file.name) == left and left.stat().st_size == 0
+        file.write(b"all")
+    assert (tmp_path / "x").read_bytes() == b"all"
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a file that is open cannot be removed at all there")
+def test_a_writer_at_work_is_not_disturbed(tmp_path: Path, held: Path):
+    write_whole(tmp_path / "x", b"mine")
+    assert not remove_unheld(held)
+    assert held.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [held.name, "x"]
+
+
+def test_killed_writers_leave_one_file_however_many_there_were(tmp_path: Path):
+    killed = []
+    for _ in range(40):
+        killed.append(claim_file("x", tmp_path))
+        killed[-1].__enter__().close()  # and never renamed: as the system ends a killed process
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_link_in_the_way_is_removed_and_not_followed(tmp_path: Path):
+    other = tmp_path / "other"
+    other.write_bytes(b"kept")
+    (tmp_path / ".x.0.tmp").symlink_to(other)
+    write_whole(tmp_path / "x", b"new")
+    assert other.read_bytes() == b"kept"
+    assert not (tmp_path / "x").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "x"]
+
+
+def test_locks_that_the_file_system_does_not_know_are_taken_for_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    fcntl = pytest.importorskip("fcntl")
+
+    def unknown(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    for number in range(40):
+        (tmp_path / f".x.{number}.tmp").write_bytes(b"somebody's")
+    write_whole(tmp_path / "x", b"new")
+    assert (tmp_path / "x").read_bytes() == b"new"
+    assert len(list(tmp_path.iterdir())) == 41
+
+
+@pytest.mark.parametrize("limit", [100, 30_000])
+def test_a_full_disk_keeps_the_old_bundle(limit: int, tiny_bundle: Path, tmp_path: Path):
+    resource = pytest.importorskip("resource")
+    place = tmp_path / "b.umd"
+    place.write_bytes(tiny_bundle.read_bytes())
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large") as caught:
+            write_bundle(tiny_files(), place)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.filename == str(place)
+    Bundle.open(place).check_files()
+    assert list(tmp_path.iterdir()) == [place]
+
+
+def test_a_missing_folder_is_told_by_the_name_that_was_given(tmp_path: Path):
+    with pytest.raises(FileNotFoundError) as caught:
+        write_whole(tmp_path / "nowhere" / "x", b"")
+    assert caught.value.filename == str(tmp_path / "nowhere" / "x")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -12,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from support.bundles import unpack
+from support.bundles import repack, tiny_files, unpack
+from support.killing import kill_again_and_again
 from umd_edge import Bundle
 from umd_edge._audit_chain import read_log, verify_log
+from umd_edge._bundle import write_bundle
 from umd_edge_export.sign import make_key, sign_bundle
 
 pytestmark = [
@@ -38,6 +41,7 @@ for number in itertools.count(int(sys.argv[2])):
 
 _SIGN = """
 import itertools, os, sys
+from umd_edge._bundle import write_bundle
 from umd_edge_export.sign import sign_bundle
 
 os.write(1, b"ready\\n")
@@ -105,3 +109,20 @@ def test_bundle_is_whole_at_every_moment_of_being_signed(
     for _ in range(10):
         _killed(_SIGN, [str(bundle), *map(str, keys)], 0.02 + rng.random() * 0.15)
         Bundle.open(bundle, public_key=public).check_files()
+
+
+def test_bundle_is_whole_at_50_random_moments_of_being_replaced(tmp_path: Path):
+    bundle = tmp_path / "place" / "b.umd"
+    bundle.parent.mkdir()
+    repack(bundle, edit=lambda manifest: manifest.update(name="before"))
+    counts = kill_again_and_again(
+        *("integrity.killed", "write", "whole"),
+        [str(bundle)],
+        kills=MOMENTS,
+        steps=3,
+        span_s=0.03,
+    )
+    assert counts == {"killed": MOMENTS, "ended": 0}
+    assert json.loads(Bundle.open(bundle).manifest_bytes)["name"] in ("one", "two")
+    write_bundle(tiny_files(), bundle)  # which clears what the last kill left
+    assert [path.name for path in bundle.parent.iterdir() if path.suffix == ".tmp"] == []

@@ -81,7 +81,7 @@ def test_failed_write_leaves_the_folder_as_it_was(cache, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("umd_edge._tensorrt_cache.os.replace", full)
+    monkeypatch.setattr("umd_edge._files.os.replace", full)
     with pytest.raises(OSError, match="No space"):
         cache.write(KEY, b"plan", seconds=1.0)
     assert list(cache.folder.iterdir()) == []

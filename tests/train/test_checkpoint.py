@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from support.training import FIELDS, TASKS, minute_config, minute_model
+from umd_edge._claims import claim_folder
 from umd_edge._preprocess import PreprocessSpec
 from umd_edge_train import checkpoint as module
+from umd_edge_train import folder as folders
 from umd_edge_train.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -291,12 +293,22 @@ def test_a_failed_write_keeps_the_old_directory_and_leaves_no_rubbish(
     assert _listing(tmp_path) == ["final"]
 
 
+@pytest.fixture
+def no_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system that cannot exchange two names in one step."""
+    monkeypatch.setattr(folders, "_exchange", lambda one, other: False)
+
+
+def test_a_directory_is_replaced_whole_without_an_exchange(tmp_path: Path, no_exchange: None):
+    test_a_directory_is_replaced_whole(tmp_path)
+
+
 def test_a_failure_between_the_two_renames_brings_the_old_directory_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_exchange: None
 ):
     target = tmp_path / "final"
     write_directory_atomically(target, _fill("one"))
-    rename, calls = os.replace, []
+    rename, calls = os.rename, []
 
     def second_fails(source: Any, destination: Any) -> None:
         calls.append(destination)
@@ -304,10 +316,32 @@ def test_a_failure_between_the_two_renames_brings_the_old_directory_back(
             raise OSError(errno.EIO, "i/o error")
         rename(source, destination)
 
-    monkeypatch.setattr(module.os, "replace", second_fails)
+    monkeypatch.setattr(folders.os, "rename", second_fails)
     with pytest.raises(CheckpointError):
         write_directory_atomically(target, _fill("two"))
     assert (target / "a.txt").read_text() == "one"
+    assert _listing(tmp_path) == ["final"]
+
+
+def test_a_writer_killed_between_the_two_renames_leaves_a_checkpoint_that_loads(
+    saved: Path, no_exchange: None
+):
+    retired = saved.with_name(f".{saved.name}.old")
+    saved.rename(retired)  # where the kill fell
+    assert load_checkpoint(saved).tasks == TASKS
+    write_directory_atomically(saved, _fill("new"))
+    assert (saved / "a.txt").read_text() == "new"
+    assert not retired.exists()
+
+
+def test_what_a_killed_writer_left_goes_and_what_a_living_one_holds_stays(tmp_path: Path):
+    dead, target = tmp_path / ".final.0.tmp", tmp_path / "final"
+    (dead / "state").mkdir(parents=True)
+    with claim_folder("final", tmp_path) as held:
+        assert held == dead
+        (held / "a.txt").write_text("half")
+        write_directory_atomically(target, _fill("one"))
+        assert _listing(held) == ["a.txt"]
     assert _listing(tmp_path) == ["final"]
 
 

@@ -7,9 +7,7 @@ final name is always complete. Nothing in it is a pickle.
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -19,12 +17,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from umd_edge._files import write_whole
 from umd_edge._preprocess import PreprocessSpec
 from umd_edge._structured import StructuredField
 from umd_edge._task import TaskSpec
 from umd_edge.errors import UmdEdgeError
 
 from .config import ModelConfig, from_dict
+from .folder import standing, write_folder
 from .models import UMDModel
 from .source import commit
 
@@ -62,50 +62,29 @@ class Checkpoint:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file under a temporary name, then give it its own."""
+    """Write a JSON file whole, in place of an older one.
+
+    Raises:
+        OSError: The folder is missing or may not be written, or the disk is full.
+    """
     text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, (text + "\n").encode("utf-8"))
 
 
-def write_directory_atomically(path: Path, writer: Any) -> None:
-    """Let `writer(folder)` fill a temporary folder, then give it its name.
-
-    An older folder of that name is replaced only after the new one is whole.
+def write_directory_atomically(path: Path, writer: Callable[[Path], object]) -> None:
+    """Let `writer(folder)` fill a temporary folder, then give it its name (see `folder`).
 
     Raises:
         CheckpointError: The disk is full or may not be written; the older folder is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        writer(temporary)
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
-        if path.exists():
-            retired = path.with_name(f".{path.name}.{os.getpid()}.old")
-            os.replace(path, retired)
-            try:
-                os.replace(temporary, path)
-            except BaseException:
-                os.replace(retired, path)
-                raise
-            shutil.rmtree(retired, ignore_errors=True)
-        else:
-            os.replace(temporary, path)
-    except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise CheckpointError(
-                f"{str(path)!r} cannot be written ({error.strerror or error}); free some space or "
-                "name another folder; what was saved before is kept"
-            ) from error
-        raise
+        write_folder(path, writer)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(
+            f"{str(path)!r} cannot be written ({reason}); free some space or "
+            "name another folder; what was saved before is kept"
+        ) from error
 
 
 def save_weights(folder: Path, tensors: Mapping[str, Tensor], name: str = "model") -> None:
@@ -279,7 +258,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         CheckpointError: The directory is missing, incomplete, damaged, or of another format.
     """
-    folder = Path(path)
+    folder = standing(Path(path))
     if not folder.is_dir():
         raise CheckpointError(f"{str(path)!r} is no checkpoint directory")
     settings = read_settings(folder)

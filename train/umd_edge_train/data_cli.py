@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
+from umd_edge._files import write_whole
 from umd_edge._program import Program
 from umd_edge._task import TaskSpec
 from umd_edge.errors import ManifestError, UsageError
@@ -48,10 +47,7 @@ def _write(path: Path, text: str) -> None:
     """Write a whole file or none: an interrupted run leaves the old one."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(name, path)
+        write_whole(path, text.encode("utf-8"))
     except OSError as error:
         raise UsageError(
             f"{path} cannot be written ({error.strerror}); name another file"

@@ -7,7 +7,6 @@ newest checkpoint with the losses of a run that was never stopped.
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from .checkpoint import (
     write_directory_atomically,
     write_json,
 )
+from .folder import remove_folder, remove_left_behind
 from .models.vision_encoder import resize_positions
 from .recipe import recipe_from_dict
 from .sharding import gathered, scattered
@@ -106,10 +106,11 @@ def save_state(run: Run) -> None:
             save_weights(state, extra, "extra")
         (state / "run.json").write_text(json.dumps({"step": run.step}), encoding="utf-8")
 
+    remove_left_behind(folder.parent, "step-*")
     write_directory_atomically(folder, write)
-    kept = sorted((run.out / "checkpoints").glob("step-*"))
+    kept = sorted(folder.parent.glob("step-*"))
     for old in kept[:-_KEPT_CHECKPOINTS]:
-        shutil.rmtree(old, ignore_errors=True)
+        remove_folder(old)
 
 
 def _resume(run: Run) -> bool:
