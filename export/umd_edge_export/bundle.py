@@ -6,26 +6,21 @@ written to its place before every gate has passed, and the file appears whole or
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-import json
 import re
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import torch
 
-from umd_edge._bundle import Bundle, file_entries, write_bundle
-from umd_edge._manifest import Manifest, TokenizerSpec, VariantSpec
-from umd_edge._selftest import write_golden
-from umd_edge_train.checkpoint import Checkpoint, load_checkpoint
+from umd_edge._bundle import Bundle, write_bundle
+from umd_edge._claims import claim_folder
+from umd_edge._manifest import VariantSpec
+from umd_edge_train.checkpoint import load_checkpoint
 
+from .bundle_work import OnGate, Progress, Work, created_of, described
 from .candidate import (
     REFERENCE,
     Candidate,
@@ -33,12 +28,12 @@ from .candidate import (
     check_size_only,
     choose_variants,
 )
-from .card import Metrics, intended_use, model_card
+from .card import Metrics
 from .drift import measure_drift
 from .errors import ExportError
-from .gates import GateOptions, GateResult, invariance_gate, parity_gate, require_passed
+from .gates import GateOptions, invariance_gate, parity_gate, require_passed
 from .golden import golden_inputs, golden_outputs, golden_tolerance
-from .graphs import OPSET, PARTS, GraphIO, export_graphs, graph_io
+from .graphs import OPSET, PARTS, export_graphs, graph_io
 from .invariance import measure_invariance
 from .ood import fit_ood_of
 from .parity import measure_parity
@@ -46,7 +41,6 @@ from .places import check_place, full_disk_told
 from .quantize import QuantiseOptions, quantise_variant
 from .report import describe_predictions, show_pictures
 from .report_html import ReportContent, write_report
-from .runner import GraphTrio
 from .samples import SampleSource, choose_samples, read_free_records
 from .targets import Target
 from .trust import fit_bundle, write_fitted
@@ -58,60 +52,14 @@ VARIANTS = ("fp32", "int8")
 """What is built where nothing else is asked for."""
 RANGE_SAMPLES = 256
 GATE_SAMPLES = 24
-_TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "optimum")
 _OPERATOR = re.compile(r"target=torch\.ops\.([a-z0-9_.]+?)(?:\.default)?\]", re.IGNORECASE)
-
-Progress = Callable[[str], None]
-OnGate = Callable[[GateResult], None]
-
-
-@dataclass(slots=True)
-class _Work:
-    """What is known so far about the bundle being built."""
-
-    checkpoint: Checkpoint
-    parts: dict[str, GraphIO]
-    source: SampleSource
-    targets: dict[str, Target]
-    """Variant -> what it is made for; without `fp32`."""
-    gates: GateOptions
-    quantise: QuantiseOptions
-    on_gate: OnGate
-    progress: Progress
-    graphs: dict[str, dict[str, bytes]] = field(default_factory=dict)
-    """Variant -> part -> serialised ONNX."""
-    notes: dict[str, dict[str, Any]] = field(default_factory=dict)
-    report: dict[str, Any] = field(default_factory=dict)
-    golden: dict[str, Any] = field(default_factory=dict)
-    variants: dict[str, VariantSpec] = field(default_factory=dict)
-    results: list[GateResult] = field(default_factory=list)
-
-    def trio(self, variant: str) -> GraphTrio:
-        return GraphTrio(self.graphs[variant], self.parts)
-
-    def add(self, *results: GateResult) -> None:
-        for result in results:
-            self.results.append(result)
-            self.on_gate(result)
-
-
-def _created(provenance: Mapping[str, Any]) -> str:
-    """The checkpoint's own date, so that building again gives the same bytes."""
-    try:
-        when = datetime.fromisoformat(str(provenance["created"]).replace("Z", "+00:00"))
-    except (KeyError, ValueError) as error:
-        raise ExportError(
-            "the checkpoint's provenance.json has no `created` date in ISO 8601; add when it was "
-            "trained"
-        ) from error
-    return when.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _serialise(graphs: Mapping[str, onnx.ModelProto]) -> dict[str, bytes]:
     return {part: graphs[part].SerializeToString(deterministic=True) for part in PARTS}
 
 
-def _trace(work: _Work) -> dict[str, onnx.ModelProto]:
+def _trace(work: Work) -> dict[str, onnx.ModelProto]:
     try:
         return export_graphs(work.checkpoint, (item.pixel_values for item in work.source))
     except torch.onnx.OnnxExporterError as error:
@@ -127,7 +75,7 @@ def _trace(work: _Work) -> dict[str, onnx.ModelProto]:
         ) from error
 
 
-def _export_float(work: _Work) -> dict[str, onnx.ModelProto]:
+def _export_float(work: Work) -> dict[str, onnx.ModelProto]:
     work.progress("tracing the three graphs")
     graphs = _trace(work)
     work.graphs[REFERENCE] = _serialise(graphs)
@@ -145,7 +93,7 @@ def _export_float(work: _Work) -> dict[str, onnx.ModelProto]:
     return graphs
 
 
-def _quantise(work: _Work, graphs: Mapping[str, onnx.ModelProto], target: Target) -> None:
+def _quantise(work: Work, graphs: Mapping[str, onnx.ModelProto], target: Target) -> None:
     variant = target.variant
     work.progress(f"making {variant}: ranges from {len(work.source)} records")
     reference = work.trio(REFERENCE)
@@ -165,7 +113,7 @@ def _quantise(work: _Work, graphs: Mapping[str, onnx.ModelProto], target: Target
     work.report.setdefault("against_fp32", {})[variant] = tasks
 
 
-def _gate_variant(work: _Work, variant: str) -> None:
+def _gate_variant(work: Work, variant: str) -> None:
     work.progress(f"checking that company and padding change nothing: {variant}")
     graphs = work.graphs[variant]
     report = measure_invariance(
@@ -195,14 +143,14 @@ def _gate_variant(work: _Work, variant: str) -> None:
     )
 
 
-def _gate_packed(work: _Work, files: Mapping[str, bytes], folder: Path) -> ReportContent:
+def _gate_packed(work: Work, files: Mapping[str, bytes], folder: Path) -> ReportContent:
     """The gates that need the runtime, accuracy and speed, and what they measured."""
     packed = write_bundle(files, folder / "candidate.umd")
     candidate = Candidate.open(packed.path, work.targets)
     manifest = packed.manifest
     content = ReportContent(
         name=f"{manifest.name} {manifest.version}",
-        data=tuple(item["name"] for item in _described(work.gates.data)),
+        data=tuple(item["name"] for item in described(work.gates.data)),
         max_drop=work.gates.max_drop,
         sizes=dict(work.report["sizes"]),
         sensitivity=work.report.get("sensitivity", {}),
@@ -226,26 +174,6 @@ def _write_report(content: ReportContent, page: Path | None, pictures: Path | No
         content = show_pictures(content, pictures)
     if page is not None:
         write_report(page, content)
-
-
-def _tool_versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in _TOOLS}
-
-
-def _described(paths: Sequence[Path]) -> list[dict[str, str]]:
-    """Names and hashes of data files, for the report."""
-    return [
-        {
-            "name": f"{path.resolve().parent.name}/{path.name}",
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        }
-        for path in paths
-    ]
-
-
-def _json(value: Any) -> bytes:
-    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    return (text + "\n").encode("utf-8")
 
 
 def build_bundle(
@@ -310,10 +238,10 @@ def build_bundle(
     check_hashes(checkpoint_path)
     checkpoint = load_checkpoint(checkpoint_path)
     check_weights(checkpoint)
-    created = _created(checkpoint.provenance)
+    created = created_of(checkpoint.provenance)
     records = read_free_records(range_data, allow_non_commercial=allow_non_commercial)
     chosen = choose_samples(records, checkpoint, range_samples)
-    work = _Work(
+    work = Work(
         checkpoint=checkpoint,
         parts=graph_io(checkpoint),
         source=SampleSource(checkpoint, chosen),
@@ -323,7 +251,7 @@ def build_bundle(
         on_gate=on_gate,
         progress=progress,
     )
-    with full_disk_told(out), _work_folder(out) as folder:
+    with full_disk_told(out), claim_folder(out.name, out.resolve().parent) as folder:
         graphs = _export_float(work)
         for target in targets.values():
             _quantise(work, graphs, target)
@@ -331,17 +259,17 @@ def build_bundle(
         for variant in (REFERENCE, *targets):
             _gate_variant(work, variant)
         _report_data(work, range_data, len(chosen))
-        content = _gate_packed(work, _files(work, name, version, created, {}), Path(folder))
+        content = _gate_packed(work, work.files(name, version, created, {}), folder)
         if any(result.status == "failed" for result in work.results):
             _write_report(content, report, pictures)
         require_passed(work.results)
         work.report["gates"] = [result.to_dict() for result in work.results]
         if not keep_float:
-            _leave_out_float(work)
+            work.leave_out_float()
         progress(f"writing {out}")
-        files = _files(work, name, version, created, metrics or {})
+        files = work.files(name, version, created, metrics or {})
         if fit_data:
-            packed = write_bundle(files, Path(folder) / "unfitted.umd")
+            packed = write_bundle(files, folder / "unfitted.umd")
             fitted = fit_bundle(
                 packed.path,
                 fit_data,
@@ -362,55 +290,7 @@ def build_bundle(
     return built
 
 
-def _work_folder(out: Path) -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(dir=out.resolve().parent, prefix=f".{out.name}.")
-
-
-def _report_data(work: _Work, range_data: Sequence[Path], count: int) -> None:
-    work.report["range_data"] = {"records": count, "files": _described(range_data)}
+def _report_data(work: Work, range_data: Sequence[Path], count: int) -> None:
+    work.report["range_data"] = {"records": count, "files": described(range_data)}
     if work.gates.data:
-        work.report["gate_data"] = {"files": _described(work.gates.data)}
-
-
-def _leave_out_float(work: _Work) -> None:
-    """The reference was needed for measuring alone."""
-    for table in (work.graphs, work.variants, work.report["sizes"]):
-        table.pop(REFERENCE)
-    work.golden = {
-        key: value for key, value in work.golden.items() if not key.startswith(f"{REFERENCE}/")
-    }
-
-
-def _files(
-    work: _Work, name: str, version: str, created: str, metrics: Metrics
-) -> dict[str, bytes]:
-    checkpoint = work.checkpoint
-    report = {"metrics": metrics, **work.report}
-    card = model_card(name, version, checkpoint.tasks, checkpoint.provenance, report, metrics)
-    files = {
-        "tokenizer.json": checkpoint.tokenizer_json,
-        "golden.npz": write_golden(work.golden),
-        "report.json": _json(report),
-        "MODEL_CARD.md": card.encode("utf-8"),
-    }
-    for variant, spec in work.variants.items():
-        files |= {spec.graphs[part]: work.graphs[variant][part] for part in PARTS}
-    manifest = Manifest(
-        name=name,
-        version=version,
-        created=created,
-        intended_use=intended_use(checkpoint.tasks),
-        preprocessing=checkpoint.preprocess,
-        tokenizer=TokenizerSpec(file="tokenizer.json", max_length=checkpoint.max_length),
-        structured_fields=checkpoint.structured_fields,
-        tasks=checkpoint.tasks,
-        variants=work.variants,
-        default_variant="int8" if "int8" in work.variants else next(iter(work.variants)),
-        opset=OPSET,
-        golden="golden.npz",
-        files=file_entries(files),
-        provenance={"training": checkpoint.provenance, "export_tools": _tool_versions()},
-    )
-    # Read back: what the runtime would refuse is not written.
-    data = Manifest.from_bytes(manifest.to_bytes()).to_bytes()
-    return {**files, "manifest.json": data}
+        work.report["gate_data"] = {"files": described(work.gates.data)}

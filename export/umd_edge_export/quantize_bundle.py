@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, cast
 import onnx
 
 from umd_edge._bundle import Bundle, file_entries, write_bundle
+from umd_edge._claims import claim_folder
 from umd_edge._graphs import graph_specs
 from umd_edge._json import dump_canonical
 from umd_edge._manifest import Manifest, VariantSpec
@@ -305,11 +305,11 @@ def quantise_bundle(
         variants=dict(bundle.manifest.variants),
     )
     asked = replace(options, budget_source=data.budget_source(model), progress=progress)
-    with full_disk_told(out), tempfile.TemporaryDirectory(dir=out.resolve().parent) as folder:
+    with full_disk_told(out), claim_folder(out.name, out.resolve().parent) as folder:
         for target in chosen.values():
             _add_variant(work, target, asked, size_only=target.variant in gates.size_only)
             _gate_invariance(work, target)
-        _gate_packed(work, gates, Path(folder))
+        _gate_packed(work, gates, folder)
         require_passed(work.results)
         work.report["quantisation_data"] = data.describe()
         work.report["gates"] = [
