@@ -50,10 +50,34 @@ def test_base_has_the_papers_sizes():
 
 
 def test_presets_grow_and_tiny_is_small_enough_for_a_wheel():
-    sizes = [_millions(_on_meta(preset)) for preset in ("tiny", "small", "base")]
+    sizes = [_millions(_on_meta(preset)) for preset in ("nano", "tiny", "small", "base")]
     assert sizes == sorted(sizes)
-    assert sizes[0] < 12.0  # one byte a weight must leave room in 15 MB
-    assert set(PRESETS) == {"tiny", "small", "base"}
+    assert sizes[1] < 12.0  # one byte a weight must leave room in 15 MB
+    assert set(PRESETS) == {"nano", "tiny", "small", "base"}
+
+
+def _vision_products(preset: str, side: int) -> float:
+    """Multiply-adds of convolutions and matrix products of one picture, counted as they run."""
+    config = model_config({"preset": preset, "image_size": side})
+    model = UMDModel(config, TASKS, FIELDS).eval()
+    count = 0
+
+    def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal count
+        assert isinstance(module, (nn.Conv2d, nn.Linear))
+        count += output.numel() * (module.weight.numel() // module.weight.shape[0])
+
+    for module in model.vision_encoder.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.register_forward_hook(add)
+    with torch.inference_mode():
+        model.encode_image(torch.zeros(1, 3, side, side))
+    return float(count)
+
+
+def test_nano_is_half_of_tiny_or_less():
+    assert _millions(_on_meta("nano")) < 0.5 * _millions(_on_meta("tiny"))
+    assert _vision_products("nano", 112) < 0.45 * _vision_products("tiny", 112)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
