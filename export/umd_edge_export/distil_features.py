@@ -45,6 +45,8 @@ class Encoded(NamedTuple):
     """`image` (B, W) and `text` (E, W), where the teacher has such vectors by itself."""
     relations: tuple[Tensor, ...]
     """Queries, keys and values (B, M * M, W) of the last block; empty where nobody asked."""
+    embedding: Tensor | None = None
+    """(B, D) of unit length, for retrieval; of our own checkpoints alone."""
 
 
 class FeatureTeacher(Protocol):

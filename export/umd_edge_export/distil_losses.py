@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["pooled_loss", "relation_loss", "resize_grid", "soft_answer_loss", "token_loss"]
+__all__ = [
+    "pooled_loss",
+    "relation_loss",
+    "resize_grid",
+    "similarity_loss",
+    "soft_answer_loss",
+    "token_loss",
+]
 
 
 def soft_answer_loss(
@@ -42,6 +49,26 @@ def soft_answer_loss(
         log_said = functional.log_softmax(said, dim=1)
         divergence = (log_told.exp() * (log_told - log_said)).sum(dim=1)
     return temperature**2 * divergence
+
+
+def similarity_loss(student: Tensor, texts: Tensor, images: Tensor, temperature: float) -> Tensor:
+    """Divergence of which texts suit a picture, and of which pictures suit a text, in a batch.
+
+    Each row of a matrix of similarities is one distribution over the texts of the batch, each
+    column one over its pictures; both are softened as answers are (`soft_answer_loss`).
+
+    Args:
+        student: Logits (E, E) float32: of picture i (row) and text j.
+        texts: Logits (E, E) float32 of the teacher: row i over the texts, for picture i.
+        images: Likewise, row j over the pictures, for text j.
+        temperature: Divides all, above 0.
+
+    Returns:
+        (E,) float32: of each pair the mean of its row's and its column's divergence.
+    """
+    rows = soft_answer_loss(student, texts, temperature, sigmoid=False)
+    columns = soft_answer_loss(student.T, images, temperature, sigmoid=False)
+    return 0.5 * (rows + columns)
 
 
 def resize_grid(tokens: Tensor, side: int) -> Tensor:

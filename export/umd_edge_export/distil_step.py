@@ -1,4 +1,4 @@
-"""The loss of one batch of a distillation: against labels, soft answers and features."""
+"""The loss of one batch of a distillation: labels, soft answers, similarities and features."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from umd_edge._preprocess import PreprocessSpec
-from umd_edge._records import Example
 from umd_edge._task import output_name
 from umd_edge_train.batches import Batch
 from umd_edge_train.losses import (
@@ -21,6 +20,7 @@ from umd_edge_train.losses import (
     batch_loss,
 )
 from umd_edge_train.models import UMDModel
+from umd_edge_train.objectives import similarity
 from umd_edge_train.pictures import PictureSource, augment
 from umd_edge_train.recipe import Recipe, TaskTraining
 
@@ -33,9 +33,9 @@ from .distil_features import (
     recorded_relations,
     student_features,
 )
-from .distil_losses import soft_answer_loss
+from .distil_losses import similarity_loss, soft_answer_loss
 from .soft_targets import SoftTargets
-from .teachers import Ensemble, Questions, SoftAnswers
+from .teachers import Ensemble, PairEmbeddings, Questions, SoftAnswers
 
 __all__ = ["DistillationStep", "Faculty"]
 
@@ -123,6 +123,9 @@ class DistillationStep(SupervisedStep):
         with torch.autocast(device.type, enabled=False):
             answers = self._ask(batch, encoded)
             total = total + self._soft_loss(batch, features, answers, named) / pictures
+            if self.config.soft_weight:
+                pairs = self._pairs(batch, encoded)
+                total = total + self._pair_loss(batch, features, pairs, named) / pictures
             if self.heads is not None:
                 taught = self._feature_loss(batch, features, relations, encoded, answers, named)
                 total = total + taught / pictures
@@ -160,11 +163,14 @@ class DistillationStep(SupervisedStep):
         }
         return {name: chosen for name, chosen in rows.items() if len(chosen)}
 
-    def _ask(self, batch: Batch, encoded: Sequence[Encoded]) -> dict[str, SoftAnswers]:
-        questions: Questions = {
-            name: (batch.owner[chosen], self._examples(batch, chosen))
+    def _questions(self, batch: Batch) -> Questions:
+        return {
+            name: (batch.owner[chosen], [batch.examples[i] for i in chosen.tolist()])
             for name, chosen in self._rows(batch).items()
         }
+
+    def _ask(self, batch: Batch, encoded: Sequence[Encoded]) -> dict[str, SoftAnswers]:
+        questions = self._questions(batch)
         if self.targets is not None:
             return self.targets.answers(questions, batch.owner.device)
         if self.ensemble is None:
@@ -174,9 +180,14 @@ class DistillationStep(SupervisedStep):
         )
         return answers
 
-    @staticmethod
-    def _examples(batch: Batch, chosen: Tensor) -> list[Example]:
-        return [batch.examples[i] for i in chosen.tolist()]
+    def _pairs(self, batch: Batch, encoded: Sequence[Encoded]) -> dict[str, PairEmbeddings]:
+        questions = self._questions(batch)
+        if self.targets is not None:
+            return self.targets.embeddings(questions, batch.owner.device)
+        if self.ensemble is None:
+            return {}
+        ours = encoded[: len(self.ensemble.teachers)]
+        return self.ensemble.embeddings(ours, questions, self.precision)
 
     def _soft_loss(
         self,
@@ -193,18 +204,45 @@ class DistillationStep(SupervisedStep):
         for name, told in answers.items():
             if not bool(told.known.any()):
                 continue
-            training = self._training[name]
             head = self.model.task_heads[output_name(name)]
             losses = told.known * soft_answer_loss(
                 head(features.joint[rows[name]])[:, told.rows],
                 told.logits,
-                training.temperature or self.config.temperature,
+                self._training[name].temperature or self.config.temperature,
                 sigmoid=name in cast(DistillationObjective, self.objective).sigmoid,
             )
             named[f"{name}_soft_loss"] = float(losses.detach().sum() / told.known.sum())
-            # as its labels weigh, times its own factor
-            total = total + training.loss_weight * training.teacher_weight * losses.sum()
-        return self.config.soft_weight * total
+            total = total + self._factor(name) * losses.sum()
+        return total
+
+    def _pair_loss(
+        self,
+        batch: Batch,
+        features: Features,
+        pairs: Mapping[str, PairEmbeddings],
+        named: dict[str, float],
+    ) -> Tensor:
+        """Sum over the pairs of the weighted losses against the teachers' similarities."""
+        total = features.joint.new_zeros(())
+        rows = self._rows(batch)
+        for name, told in pairs.items():
+            if int(told.known.sum()) < 2:  # nothing to tell apart
+                continue
+            chosen = rows[name][told.known]
+            own = similarity(
+                features.image_embedding[batch.owner[chosen]].float(),
+                features.text_embedding[chosen].float(),
+            )
+            temperature = self._training[name].temperature or self.config.temperature
+            losses = similarity_loss(own, *told.similarities(), temperature)
+            named[f"{name}_soft_loss"] = float(losses.detach().mean())
+            total = total + self._factor(name) * losses.sum()
+        return total
+
+    def _factor(self, name: str) -> float:
+        """Weight of a task's soft loss: as its labels weigh, times its own factor."""
+        training = self._training[name]
+        return self.config.soft_weight * training.loss_weight * training.teacher_weight
 
     def _feature_loss(
         self,

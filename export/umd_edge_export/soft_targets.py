@@ -5,6 +5,10 @@ The file is safetensors: for each task `<task>.keys` (n, 16) uint8 and `<task>.l
 float16, and in its header which outputs, records and teachers they belong to. Records are keyed by
 a hash, so the file holds neither names nor texts. The answers are those to the unchanged picture,
 whatever augmented view the student sees.
+
+What a retrieval task is taught depends on the other pairs of a batch and cannot be stored; the
+embeddings that it is computed from can: `<task>.images.<k>` and `<task>.texts.<k>` (n, D) float16
+of teacher k.
 """
 
 from __future__ import annotations
@@ -39,8 +43,10 @@ from .distil_data import (
     manifest_hashes,
     training_records,
 )
+from .distil_features import Encoded
 from .teachers import (
     Ensemble,
+    PairEmbeddings,
     Questions,
     SoftAnswers,
     load_teachers,
@@ -50,7 +56,7 @@ from .teachers import (
 
 __all__ = ["SoftTargets", "SoftTargetsError", "write_soft_targets"]
 
-_FORMAT = "umd-edge-soft-targets-1"
+_FORMAT = "umd-edge-soft-targets-2"
 _PICTURES = 32
 _LARGEST = 6e4  # what float16 holds
 
@@ -106,8 +112,9 @@ def write_soft_targets(recipe: Recipe, data: Path, teachers: Sequence[Path], out
     ensemble = Ensemble(
         load_teachers(teachers, training_records(recipe, data)), corpus.tasks, objective.sigmoid
     )
-    keys: dict[str, list[bytes]] = {name: [] for name in ensemble.shared}
-    logits: dict[str, list[Tensor]] = {name: [] for name in ensemble.shared}
+    keys: dict[str, list[bytes]] = {name: [] for name in (*ensemble.shared, *ensemble.retrieval)}
+    # by the end of a tensor's name
+    rows: dict[str, list[Tensor]] = {}
     pictures = pictures_of(recipe, corpus)
     for start in tqdm(range(0, len(pictures), _PICTURES), desc="soft targets", unit="batch"):
         chunk = pictures[start : start + _PICTURES]
@@ -116,25 +123,42 @@ def write_soft_targets(recipe: Recipe, data: Path, teachers: Sequence[Path], out
         views = {spec: _pixels(chunk, spec) for spec in specs}
         with torch.no_grad():
             encoded = [teacher.encode(views[teacher.spec]) for teacher in ensemble.each()]
-        for name, answers in ensemble(encoded, questions, "float32").items():
-            known = torch.nonzero(answers.known).flatten().tolist()
+        for name, told in _told(ensemble, encoded, questions).items():
+            known = torch.nonzero(told.pop("known")).flatten().tolist()
             keys[name] += [_key(questions[name][1][i], data) for i in known]
-            logits[name].append(answers.logits[answers.known])
+            for part, values in told.items():
+                rows.setdefault(f"{output_name(name)}.{part}", []).append(values)
     header = {
         "tasks": {
             name: {"outputs": outputs, "sigmoid": name in ensemble.sigmoid}
             for name, outputs in ensemble.shared.items()
         },
+        "retrieval": {name: len(ensemble.teachers) for name in ensemble.retrieval},
         "manifests": manifest_hashes(recipe, data),
         "teachers": teacher_sources(teachers),
     }
-    tensors = {}
-    for name in ensemble.shared:
-        stem, rows = output_name(name), torch.cat(logits[name])
-        tensors[f"{stem}.keys"] = torch.tensor([list(key) for key in keys[name]]).byte()
-        tensors[f"{stem}.logits"] = rows.clamp(-_LARGEST, _LARGEST).half()
+    tensors = {
+        name: torch.cat(parts).clamp(-_LARGEST, _LARGEST).half() for name, parts in rows.items()
+    }
+    for name, listed in keys.items():
+        tensors[f"{output_name(name)}.keys"] = torch.tensor([list(key) for key in listed]).byte()
     _write(out, save(tensors, {"format": _FORMAT, "content": json.dumps(header)}))
     return sum(map(len, keys.values()))
+
+
+def _told(
+    ensemble: Ensemble, encoded: Sequence[Encoded], questions: Questions
+) -> dict[str, dict[str, Tensor]]:
+    """Task -> `known` (E,), and what is kept of those that are, by the name of its tensor."""
+    told = {
+        name: {"known": answers.known, "logits": answers.logits[answers.known]}
+        for name, answers in ensemble(encoded, questions, "float32").items()
+    }
+    for name, pairs in ensemble.embeddings(encoded, questions, "float32").items():
+        told[name] = {"known": pairs.known}
+        for part, vectors in (("images", pairs.images), ("texts", pairs.texts)):
+            told[name] |= {f"{part}.{number}": value for number, value in enumerate(vectors)}
+    return told
 
 
 def _write(out: Path, content: bytes) -> None:
@@ -175,13 +199,18 @@ class SoftTargets:
         self._columns: dict[str, Tensor] = {}
         self._places: dict[str, dict[bytes, int]] = {}
         self._logits: dict[str, Tensor] = {}
+        self._pairs: dict[str, dict[str, list[Tensor]]] = {}
+        """Retrieval task -> `images` and `texts`, of each teacher (n, D) float16."""
         for task in tasks:
             if task.name in header["tasks"] and task.kind != "retrieval":
                 self._take(path, task, header["tasks"][task.name], tensors)
-        if not self.shared:
+            elif task.name in header["retrieval"] and task.kind == "retrieval":
+                self._take_pairs(task, header["retrieval"][task.name], tensors)
+        if not self.shared and not self._pairs:
+            stored = sorted([*header["tasks"], *header["retrieval"]])
             raise UsageError(
-                f"soft targets {str(path)!r} are of the tasks {sorted(header['tasks'])}, the "
-                f"student has {[task.name for task in tasks]}; at least one must be the same"
+                f"soft targets {str(path)!r} are of the tasks {stored}, the student has "
+                f"{[task.name for task in tasks]}; at least one must be the same"
             )
 
     def _take(
@@ -198,16 +227,38 @@ class SoftTargets:
         self.shared[task.name] = names
         self._rows[task.name] = torch.tensor([own.index(name) for name in names])
         self._columns[task.name] = torch.tensor([stored.index(name) for name in names])
-        keys = tensors[f"{stem}.keys"].numpy()
-        self._places[task.name] = {row.tobytes(): place for place, row in enumerate(keys)}
+        self._places[task.name] = _places(tensors[f"{stem}.keys"])
         self._logits[task.name] = tensors[f"{stem}.logits"]
+
+    def _take_pairs(self, task: TaskSpec, teachers: int, tensors: Mapping[str, Tensor]) -> None:
+        stem = output_name(task.name)
+        self._places[task.name] = _places(tensors[f"{stem}.keys"])
+        self._pairs[task.name] = {
+            part: [tensors[f"{stem}.{part}.{number}"] for number in range(teachers)]
+            for part in ("images", "texts")
+        }
+
+    def _rows_of(self, name: str, examples: Sequence[Example]) -> Tensor:
+        """(E,) int64: where the examples stand in the file, -1 where they do not."""
+        return torch.tensor([self._places[name].get(_key(e, self._data), -1) for e in examples])
+
+    def embeddings(self, questions: Questions, device: torch.device) -> dict[str, PairEmbeddings]:
+        """Embeddings of the pairs of one batch; see `Ensemble.embeddings`."""
+        said = {}
+        for name in (name for name in questions if name in self._pairs):
+            rows = self._rows_of(name, questions[name][1])
+            images, texts = (
+                tuple(one[rows[rows >= 0]].float().to(device) for one in self._pairs[name][part])
+                for part in ("images", "texts")
+            )
+            said[name] = PairEmbeddings(images, texts, (rows >= 0).to(device))
+        return said
 
     def answers(self, questions: Questions, device: torch.device) -> dict[str, SoftAnswers]:
         """Soft answers to the examples of one batch; see `Ensemble.forward`."""
         said = {}
         for name in (name for name in questions if name in self.shared):
-            places = [self._places[name].get(_key(e, self._data), -1) for e in questions[name][1]]
-            rows = torch.tensor(places)
+            rows = self._rows_of(name, questions[name][1])
             logits = self._logits[name][rows.clamp(min=0)].float()[:, self._columns[name]]
             known = rows >= 0
             said[name] = SoftAnswers(
@@ -216,6 +267,10 @@ class SoftTargets:
                 known.to(device),
             )
         return said
+
+
+def _places(keys: Tensor) -> dict[bytes, int]:
+    return {row.tobytes(): place for place, row in enumerate(keys.numpy())}
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -234,9 +289,14 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             )
         header: dict[str, Any] = json.loads(notes["content"])
         _ = header["tasks"], header["manifests"], header["teachers"]
-        for name in header["tasks"]:
-            keys, logits = (tensors[f"{output_name(name)}.{part}"] for part in ("keys", "logits"))
-            if len(keys) != len(logits):
+        parts = {name: ["logits"] for name in header["tasks"]}
+        for name, teachers in header["retrieval"].items():
+            parts[name] = [f"{side}.{k}" for side in ("images", "texts") for k in range(teachers)]
+        for name, listed in parts.items():
+            stem = output_name(name)
+            if {len(tensors[f"{stem}.{part}"]) for part in listed} != {
+                len(tensors[f"{stem}.keys"])
+            }:
                 raise ValueError
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise SoftTargetsError(

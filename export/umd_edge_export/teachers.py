@@ -1,8 +1,9 @@
-"""Teachers: checkpoints of ours whose soft answers a student learns.
+"""Teachers: checkpoints of ours whose soft answers and similarities a student learns.
 
 A teacher reads a record as it was trained to: with its own prompt, tokenizer, structured fields,
 picture size and normalisation. Several teachers are one: the mean of their probabilities. Outputs
-are matched by name, and only those that all teachers share with the student are taught.
+are matched by name, and only those that all teachers share with the student are taught. A retrieval
+task has no outputs: there they say how similar the pictures and texts of a batch are.
 """
 
 from __future__ import annotations
@@ -28,12 +29,14 @@ from umd_edge._tokenizer import TextTokenizer
 from umd_edge.errors import UsageError
 from umd_edge_train.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from umd_edge_train.losses import Precision, autocast
+from umd_edge_train.objectives import similarity
 
 from .distil_data import RecordKey, record_key, without_target
 from .distil_features import Encoded, patch_grid, recorded_relations
 
 __all__ = [
     "Ensemble",
+    "PairEmbeddings",
     "Questions",
     "SoftAnswers",
     "Teacher",
@@ -57,6 +60,28 @@ class SoftAnswers(NamedTuple):
     """Of each teacher the joint vectors (E, W) float32, zeros where not `known`."""
 
 
+class PairEmbeddings(NamedTuple):
+    """Where teachers see E pairs of one retrieval task; K of them are `known`."""
+
+    images: tuple[Tensor, ...]
+    """Of each teacher (K, D) float32 of unit length; D may differ between teachers."""
+    texts: tuple[Tensor, ...]
+    """Likewise, of the text of each pair."""
+    known: Tensor
+    """(E,) bool: whether all teachers can read the pair."""
+
+    def similarities(self) -> tuple[Tensor, Tensor]:
+        """Logits (K, K) of each picture over the texts, and (K, K) of each text over the pictures.
+
+        Of several teachers those of the mean of their probabilities.
+        """
+        logits = [similarity(i, t) for i, t in zip(self.images, self.texts, strict=True)]
+        return (
+            mean_answers(logits, sigmoid=False),
+            mean_answers([one.T for one in logits], sigmoid=False),
+        )
+
+
 Questions = Mapping[str, tuple[Tensor, Sequence[Example]]]
 """Task -> owners (E,) int64 among the pictures of a batch, and the examples."""
 
@@ -78,7 +103,7 @@ class Teacher(nn.Module):
         super().__init__()
         self.model = checkpoint.model.eval().requires_grad_(False)
         self.spec: PreprocessSpec = checkpoint.preprocess
-        self.tasks = {task.name: task for task in checkpoint.tasks if task.kind != "retrieval"}
+        self.tasks = {task.name: task for task in checkpoint.tasks}
         self.grid_width = self.model.vision_encoder.hidden_size
         self.pooled_widths = {"joint": self.model.match_head.in_features}
         self._tokenizer = TextTokenizer.from_bytes(checkpoint.tokenizer_json, checkpoint.max_length)
@@ -106,9 +131,9 @@ class Teacher(nn.Module):
         # in this layout a convolutional stem takes half the time on a CPU
         pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         with recorded_relations(self.model.vision_encoder.backbone, wanted=relations) as record:
-            tokens, _ = self.model.encode_image(pixel_values)
+            tokens, embedding = self.model.encode_image(pixel_values)
         patches = tokens[:, :-1] if self.model.has_summary else tokens
-        return Encoded(tokens, patch_grid(patches), {}, tuple(record))
+        return Encoded(tokens, patch_grid(patches), {}, tuple(record), embedding.float())
 
     def joint(
         self, image_tokens: Tensor, owner: Tensor, task: str, examples: Sequence[Example]
@@ -123,13 +148,9 @@ class Teacher(nn.Module):
             task: Name of one of its tasks.
             examples: Examples of the student that it can read (see `reads`).
         """
-        own = [self._examples[task][record_key(example)] for example in examples]
+        own = self._own(task, examples)
         device = image_tokens.device
-        ids, mask = (
-            torch.from_numpy(array).to(device)
-            for array in self._tokenizer.encode([example.text for example in own])
-        )
-        text_tokens, _ = self.model.encode_text(ids, mask)
+        text_tokens, _, mask = self._texts(own, device)
         values, present = (
             torch.from_numpy(np.stack(arrays)).to(device)
             for arrays in (
@@ -138,6 +159,22 @@ class Teacher(nn.Module):
             )
         )
         return self.model.fuse_tokens(image_tokens[owner], text_tokens, mask, values, present)
+
+    def embed_texts(self, task: str, examples: Sequence[Example], device: torch.device) -> Tensor:
+        """Unit embeddings (E, D) float32 of the texts of examples that it can read."""
+        return self._texts(self._own(task, examples), device)[1].float()
+
+    def _own(self, task: str, examples: Sequence[Example]) -> list[Example]:
+        """The same records as this teacher reads them."""
+        return [self._examples[task][record_key(example)] for example in examples]
+
+    def _texts(self, own: Sequence[Example], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens (E, L, Dt), embeddings (E, D) and mask (E, L)."""
+        ids, mask = (
+            torch.from_numpy(array).to(device)
+            for array in self._tokenizer.encode([example.text for example in own])
+        )
+        return (*self.model.encode_text(ids, mask), mask)
 
     def logits(self, task: str, joint: Tensor) -> Tensor:
         """Logits (E, K) float32 of one of its tasks, in its own order of outputs."""
@@ -186,16 +223,23 @@ class Ensemble(nn.Module):
         self.sigmoid = sigmoid
         self.shared: dict[str, list[str]] = {}
         """Task -> the outputs that are taught."""
+        self.retrieval: list[str] = []
+        """Retrieval tasks whose similarities are taught."""
         self._rows: dict[str, list[Tensor]] = {}
         for task in tasks:
-            theirs = [teacher.tasks.get(task.name) for teacher in teachers]
-            if task.kind != "retrieval" and all(found is not None for found in theirs):
-                self._match(task, [found for found in theirs if found is not None])
-        if not self.shared:
+            theirs = [t.tasks[task.name] for t in teachers if task.name in t.tasks]
+            kinds = {spec.kind == "retrieval" for spec in theirs}
+            if len(theirs) < len(teachers) or kinds != {task.kind == "retrieval"}:
+                continue
+            if task.kind == "retrieval":
+                self.retrieval.append(task.name)
+            else:
+                self._match(task, theirs)
+        if not self.shared and not self.retrieval:
             raise UsageError(
                 f"the student's tasks are {[task.name for task in tasks]}, the teachers' "
                 f"{[sorted(teacher.tasks) for teacher in teachers]}; at least one task must have "
-                "the same name in all of them"
+                "the same name and kind in all of them"
             )
 
     def _match(self, task: TaskSpec, theirs: Sequence[TaskSpec]) -> None:
@@ -246,9 +290,7 @@ class Ensemble(nn.Module):
         precision: Precision,
     ) -> SoftAnswers:
         device = encoded[0].tokens.device
-        read = [all(teacher.reads(name, e) for teacher in self.each()) for e in examples]
-        known = torch.tensor(read, device=device)
-        asked = [example for example, can in zip(examples, read, strict=True) if can]
+        known, asked = self._readable(name, examples, device)
         rows = [columns.to(device) for columns in self._rows[name]]
         logits, joints = [], []
         for teacher, pictures, columns in zip(self.each(), encoded, rows[1:], strict=True):
@@ -265,6 +307,43 @@ class Ensemble(nn.Module):
             logits.append(answers)
         mean = mean_answers(logits, sigmoid=name in self.sigmoid)
         return SoftAnswers(mean, rows[0], known, tuple(joints))
+
+    def _readable(
+        self, name: str, examples: Sequence[Example], device: torch.device
+    ) -> tuple[Tensor, list[Example]]:
+        """Which examples (E,) all teachers can read, and these."""
+        read = [all(teacher.reads(name, e) for teacher in self.each()) for e in examples]
+        chosen = [example for example, can in zip(examples, read, strict=True) if can]
+        return torch.tensor(read, device=device), chosen
+
+    @torch.no_grad()
+    def embeddings(
+        self, encoded: Sequence[Encoded], questions: Questions, precision: Precision
+    ) -> dict[str, PairEmbeddings]:
+        """Embeddings of the pairs of one batch, by name of retrieval task; as for `forward`."""
+        return {
+            name: self._embeddings(name, encoded, *questions[name], precision)
+            for name in questions
+            if name in self.retrieval
+        }
+
+    def _embeddings(
+        self,
+        name: str,
+        encoded: Sequence[Encoded],
+        owner: Tensor,
+        examples: Sequence[Example],
+        precision: Precision,
+    ) -> PairEmbeddings:
+        device = encoded[0].tokens.device
+        known, asked = self._readable(name, examples, device)
+        if not asked:
+            return PairEmbeddings((), (), known)
+        own = owner.to(device)[known]
+        with autocast(device, precision):
+            texts = [teacher.embed_texts(name, asked, device) for teacher in self.each()]
+        images = [cast(Tensor, pictures.embedding)[own] for pictures in encoded]
+        return PairEmbeddings(tuple(images), tuple(texts), known)
 
     def each(self) -> list[Teacher]:
         """The teachers, in order."""

@@ -16,6 +16,7 @@ from umd_edge_export.distil_losses import (
     pooled_loss,
     relation_loss,
     resize_grid,
+    similarity_loss,
     soft_answer_loss,
     token_loss,
 )
@@ -117,6 +118,34 @@ def test_the_mean_of_certain_answers_stays_finite(sigmoid: bool):
     # two teachers that contradict each other surely: one half each
     even = mean_answers([sure, -sure], sigmoid=sigmoid)
     torch.testing.assert_close(even[0, 0], even[0, 1])
+
+
+# --- similarities -------------------------------------------------
+
+
+def _divergence(told: np.ndarray, said: np.ndarray, temperature: float) -> np.ndarray:
+    p, q = _softmax(told / temperature), _softmax(said / temperature)
+    return temperature**2 * (p * np.log(p / q)).sum(axis=1)
+
+
+@QUICK
+@given(SEEDS, TEMPERATURES)
+def test_similarities_are_compared_both_ways(seed: int, temperature: float):
+    student, texts = _pair(seed, 4, 4)
+    images, _ = _pair(seed + 1, 4, 4)
+    s, t, i = (x.double().numpy() for x in (student, texts, images))
+    wanted = (_divergence(t, s, temperature) + _divergence(i, s.T, temperature)) / 2
+    found = similarity_loss(student, texts, images, temperature)
+    np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_equal_similarities_cost_nothing_and_their_gradient_is_right():
+    student, teacher = _pair(8, 3, 3)
+    same = similarity_loss(student, student, student.T, 2.0)
+    torch.testing.assert_close(same, torch.zeros(3), atol=1e-5, rtol=0.0)
+    told = teacher.double().requires_grad_()
+    _checked(lambda x: similarity_loss(x, told, told.T, 2.0), student)
+    assert told.grad is None
 
 
 # --- features -----------------------------------------------------

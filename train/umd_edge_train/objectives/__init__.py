@@ -2,7 +2,7 @@
 
 from .base import ObjectiveOutput, PairBatch
 from .reconstruction import MultiLevelReconstruction, ReconstructionConfig
-from .retrieval import contrastive_loss, match_loss, wrong_texts
+from .retrieval import contrastive_loss, match_loss, similarity, wrong_texts
 from .supervised import SupervisedObjective
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "SupervisedObjective",
     "contrastive_loss",
     "match_loss",
+    "similarity",
     "wrong_texts",
 ]

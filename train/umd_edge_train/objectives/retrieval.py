@@ -12,9 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["contrastive_loss", "match_loss", "wrong_texts"]
+__all__ = ["contrastive_loss", "match_loss", "similarity", "wrong_texts"]
 
 _TEMPERATURE = 0.07
+
+
+def similarity(image_embedding: Tensor, text_embedding: Tensor) -> Tensor:
+    """Logits (E, E) of each picture (row) for each text: unit embeddings (E, D), over 0.07."""
+    return image_embedding @ text_embedding.T / _TEMPERATURE
 
 
 def contrastive_loss(image_embedding: Tensor, text_embedding: Tensor, same_text: Tensor) -> Tensor:
@@ -29,10 +34,10 @@ def contrastive_loss(image_embedding: Tensor, text_embedding: Tensor, same_text:
         (E,) float32: the mean of the picture-to-text and the text-to-picture term, each the
         negative logarithm of the probability of all texts (pictures) that are right.
     """
-    similarity = image_embedding @ text_embedding.T / _TEMPERATURE
-    hidden = similarity.masked_fill(~same_text, float("-inf"))
-    rows = torch.logsumexp(similarity, dim=1) - torch.logsumexp(hidden, dim=1)
-    columns = torch.logsumexp(similarity, dim=0) - torch.logsumexp(hidden, dim=0)
+    logits = similarity(image_embedding, text_embedding)
+    hidden = logits.masked_fill(~same_text, float("-inf"))
+    rows = torch.logsumexp(logits, dim=1) - torch.logsumexp(hidden, dim=1)
+    columns = torch.logsumexp(logits, dim=0) - torch.logsumexp(hidden, dim=0)
     return 0.5 * (rows + columns)
 
 
