@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -120,7 +122,17 @@ def distil_report(
     if as_json:
         click.echo(json.dumps(report))
         return
-    for task, found in report["tasks"].items():
+    pooled = {"all tasks": report["pooled"]} if "pooled" in report else {}
+    for task, found in (report["tasks"] | pooled).items():
         click.echo(f"{task} {found['metric']}")
-        for name, summary in (*found["arms"].items(), *found["differences"].items()):
-            click.echo(f"  {name:<34} {summary['value']:.3f}  n={summary['n']}")
+        for name, summary in found["arms"].items():
+            click.echo(_line(name, summary, ""))
+        for name, summary in found["differences"].items():
+            click.echo(_line(name, summary, "+"))
+    click.echo(f"page: {out / 'report.html'}", err=True)
+
+
+def _line(name: str, summary: Mapping[str, Any], sign: str) -> str:
+    low, high = summary["low"], summary["high"]
+    interval = "" if low is None else f"({low:{sign}.3f} to {high:{sign}.3f})"
+    return f"  {name:<34} {summary['value']:{sign}.3f} {interval:<20} n={summary['n']}"

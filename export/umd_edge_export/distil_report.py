@@ -2,36 +2,41 @@
 
 Every arm is trained with every seed, evaluated on the same records, and compared pair by pair, with
 intervals over patients and over the mean of the seeds (see `umd_edge_train.experiments.paired`).
+Over all tasks together the arms are compared as INT8 is with float32: see `compare`.
 """
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from umd_edge.errors import UsageError
 from umd_edge_train.checkpoint import load_checkpoint, write_json
-from umd_edge_train.experiments.paired import Outcomes, paired_difference, summarise
-from umd_edge_train.experiments.plots import Bar, draw_bars
-from umd_edge_train.experiments.predictions import (
-    Predictions,
-    outcomes,
-    predict_checkpoint,
-    predict_run,
+from umd_edge_train.experiments.paired import (
+    Outcomes,
+    Summary,
+    paired_difference,
+    summarise,
 )
 from umd_edge_train.recipe import Recipe
 
+from . import compare
 from .distil import TeacherPaths, distil
+from .distil_page import draw_report
+from .distil_scores import Part, PartScores, changed_decisions, results, score_part, task_parts
 
 __all__ = ["report_distillation", "without_teacher"]
 
 _STUDENT, _ALONE, _TEACHER = "student", "student without teacher", "teacher"
 _FOLDERS = {_STUDENT: "student", _ALONE: "alone"}
+
+Runs = list[PartScores]
+"""One for each seed, or for each teacher."""
 
 
 def without_teacher(recipe: Recipe) -> Recipe:
@@ -56,51 +61,47 @@ class _Study:
     seeds: tuple[int, ...]
     split: str
 
-    def run(self, arm: str, seed: int) -> Path:
-        """The final checkpoint of a run, trained where it is not there yet."""
-        out = self.out / f"{_FOLDERS[arm]}-seed-{seed}"
-        if not (out / "final").is_dir():
-            recipe = self.recipe if arm == _STUDENT else without_teacher(self.recipe)
-            distil(
-                replace(recipe, seed=seed),
-                self.data,
-                out,
-                teachers=self.teachers.checkpoints,
-                targets=self.teachers.targets,
-                published=self.teachers.published,
-                resume=(out / "checkpoints").exists(),
-            )
-        return out / "final"
+    def folder(self, arm: str, seed: int) -> Path:
+        return self.out / f"{_FOLDERS[arm]}-seed-{seed}"
 
-    def predictions(self, arm: str, task: str) -> list[Predictions]:
-        if arm == _TEACHER:
-            return [self._of_teacher(path, task) for path in self.teachers.checkpoints]
-        return [
-            predict_run(
-                self.out / f"{_FOLDERS[arm]}-seed-{seed}" / "final",
-                task,
-                self.data,
-                self.split,
-                self.out / "predictions" / f"{_FOLDERS[arm]}-{seed}-{task}-{self.split}.json",
-            )
-            for seed in self.seeds
-        ]
+    def run(self, arm: str, seed: int) -> None:
+        """Train a run, or go on with it, where it is not finished yet."""
+        out = self.folder(arm, seed)
+        if (out / "final").is_dir():
+            return
+        recipe = self.recipe if arm == _STUDENT else without_teacher(self.recipe)
+        distil(
+            replace(recipe, seed=seed),
+            self.data,
+            out,
+            teachers=self.teachers.checkpoints,
+            targets=self.teachers.targets,
+            published=self.teachers.published,
+            resume=(out / "checkpoints").exists(),
+        )
 
-    def _of_teacher(self, path: Path, task: str) -> Predictions:
-        checkpoint = load_checkpoint(path)
-        # on the student's records, whatever its own were
-        asked = replace(checkpoint, provenance={"recipe": self.recipe.to_dict()})
-        return predict_checkpoint(asked, task, self.data, self.split)
+    def checkpoints(self) -> dict[str, list[Path]]:
+        """Arm -> its checkpoints, one for each seed; of the teachers one for each."""
+        arms = {arm: [self.folder(arm, s) / "final" for s in self.seeds] for arm in _FOLDERS}
+        if self.teachers.checkpoints:
+            arms[_TEACHER] = list(self.teachers.checkpoints)
+        return arms
 
-    def tasks(self) -> dict[str, str]:
-        """Task -> the metric that compares the arms; record by record, so no multi-label task."""
-        found = {}
-        for table in self.recipe.tasks:
-            if table.get("kind") == "vqa":
-                found[str(table["name"])] = "accuracy"
-            elif table.get("kind") == "classification" and not table.get("multi_label"):
-                found[str(table["name"])] = "balanced_accuracy"
-        return found
+    def scores(self, parts: Sequence[Part]) -> dict[str, dict[str, Runs]]:
+        """Arm -> name of part -> its runs."""
+        scored: dict[str, dict[str, Runs]] = {}
+        total = len(parts) * sum(map(len, self.checkpoints().values()))
+        with tqdm(total=total, desc="comparing", unit="task") as bar:
+            for arm, paths in self.checkpoints().items():
+                scored[arm] = {part.name: [] for part in parts}
+                for path in paths:
+                    checkpoint = load_checkpoint(path)
+                    for part in parts:
+                        bar.set_postfix_str(f"{arm}: {part.name}")
+                        found = score_part(checkpoint, part, self.recipe, self.data, self.split)
+                        scored[arm][part.name].append(found)
+                        bar.update()
+        return scored
 
 
 def report_distillation(
@@ -125,96 +126,133 @@ def report_distillation(
         split: Records to compare on.
 
     Returns:
-        `{"seeds", "split", "teachers", "tasks": {task: {"metric", "arms", "differences"}}}` with a
-        summary (value, low, high, by_seed, n, patients) for each arm and difference.
+        `{"seeds", "split", "teachers", "sizes", "tasks": {name: {"metric", "arms", "differences"}},
+        "pooled": {the same}}` with a summary (value, low, high, by_seed, n, patients) for each arm
+        and difference. A task with several data sets stands there once for each. The metric is
+        `accuracy` (VQA), `balanced_accuracy`, `macro_auroc` (several labels) or `recall_at_10`
+        (retrieval, by embeddings alone, mean of both directions). `pooled` is over every record of
+        every task but retrieval, of several labels the share decided rightly at 0.5; its
+        differences also have `changed_decisions`.
 
     Raises:
-        UsageError: No seed is given, one is given twice, or no task can be compared by records.
+        UsageError: No seed is given, or one is given twice.
+        UnknownTaskError: A teacher lacks a task of the recipe.
+        DataError: The split holds no record of a task.
     """
     if not seeds or len(set(seeds)) != len(seeds):
         raise UsageError(f"seeds {list(seeds)} given; one or more different ones are needed")
     study = _Study(recipe, data, out, teachers, tuple(seeds), split)
-    if not study.tasks():
-        raise UsageError(
-            "the recipe has no VQA task and no single-label classification; others are not right "
-            "or wrong record by record and cannot be compared so"
-        )
     for seed in seeds:
         for arm in _FOLDERS:
             study.run(arm, seed)
+    parts = task_parts(recipe)
+    scored = study.scores(parts)
+    tasks = {
+        part.name: _compare({arm: runs[part.name] for arm, runs in scored.items()}, part.metric)
+        for part in parts
+    }
     report: dict[str, Any] = {
         "seeds": list(seeds),
         "split": split,
         "teachers": [path.parent.name + "/" + path.name for path in teachers.checkpoints],
-        "tasks": {task: _compare(study, task, metric) for task, metric in study.tasks().items()},
+        "sizes": {arm: _size(paths[0]) for arm, paths in study.checkpoints().items()},
+        "tasks": tasks,
     }
+    pooled = [part.name for part in parts if part.is_pooled]
+    if pooled:
+        report["pooled"] = _pool(scored, pooled)
     write_json(out / "report.json", report)
-    for task, found in report["tasks"].items():
-        _draw(out / f"{task}.png", task, found)
-    _write_page(out / "report.html", report)
+    runs = {arm: [study.folder(arm, seed) for seed in seeds] for arm in _FOLDERS}
+    draw_report(out, report, runs)
     return report
 
 
-def _compare(study: _Study, task: str, metric: str) -> dict[str, Any]:
-    arms: dict[str, Outcomes] = {}
-    for arm in (_STUDENT, _ALONE, *([_TEACHER] if study.teachers.checkpoints else [])):
-        arms[arm] = outcomes(study.predictions(arm, task), metric)
-    differences = {f"{_STUDENT} - {_ALONE}": paired_difference(arms[_STUDENT], arms[_ALONE])}
-    if _TEACHER in arms:
-        mean = _each_seed(arms[_TEACHER], len(study.seeds))
-        for number, outcome in enumerate(mean, start=1):
-            name = f"{_STUDENT} - {_TEACHER} {number}"
-            differences[name] = paired_difference(arms[_STUDENT], outcome)
+def _size(path: Path) -> dict[str, int]:
+    model = load_checkpoint(path).model
     return {
-        "metric": metric,
-        "arms": {name: asdict(summarise(arm)) for name, arm in arms.items()},
-        "differences": {name: asdict(value) for name, value in differences.items()},
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "bytes": sum(file.stat().st_size for file in path.glob("model*.safetensors")),
     }
 
 
-def _each_seed(teachers: Outcomes, seeds: int) -> list[Outcomes]:
-    """Each teacher as often as the student has seeds, so that they make pairs."""
-    return [replace(teachers, right=np.tile(row, (seeds, 1))) for row in teachers.right]
+def _pairs(arms: Mapping[str, Runs]) -> dict[str, tuple[Runs, Runs]]:
+    """Name of a difference -> the runs of both sides, seed by seed; a teacher has one for all."""
+    student = arms[_STUDENT]
+    pairs = {f"{_STUDENT} - {_ALONE}": (student, arms[_ALONE])}
+    for number, teacher in enumerate(arms.get(_TEACHER, ()), start=1):
+        pairs[f"{_STUDENT} - {_TEACHER} {number}"] = (student, [teacher] * len(student))
+    return pairs
 
 
-def _draw(path: Path, task: str, found: Mapping[str, Any]) -> None:
-    bars = [
-        Bar(
-            name=name,
-            value=arm["value"],
-            low=arm["low"],
-            high=arm["high"],
-            by_seed=tuple(arm["by_seed"]),
-            is_baseline=name == _ALONE,
-        )
-        for name, arm in found["arms"].items()
-    ]
-    draw_bars(path, bars, label=found["metric"].replace("_", " "), title=task)
+def _compare(arms: Mapping[str, Runs], metric: str) -> dict[str, Any]:
+    return {
+        "metric": metric,
+        "arms": {arm: asdict(summarise(results(runs, metric))) for arm, runs in arms.items()},
+        "differences": {
+            name: asdict(paired_difference(results(one, metric), results(other, metric)))
+            for name, (one, other) in _pairs(arms).items()
+        },
+    }
 
 
-def _row(name: str, summary: Mapping[str, Any], sign: str) -> str:
-    interval = "undefined"
-    if summary["low"] is not None:
-        interval = f"{summary['low']:{sign}.3f} to {summary['high']:{sign}.3f}"
-    seeds = ", ".join(f"{value:{sign}.3f}" for value in summary["by_seed"])
-    cells = (name, f"{summary['value']:{sign}.3f}", interval, seeds, str(summary["n"]))
-    return "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
+# --- all tasks together -----------------------------------------------------------------------
 
 
-def _write_page(path: Path, report: Mapping[str, Any]) -> None:
-    head = "<tr><th></th><th>value</th><th>95 % interval</th><th>runs</th><th>records</th></tr>"
-    lines = [
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Distillation</title>',
-        "<h1>Distillation</h1>",
-        f"<p>Split {html.escape(report['split'])}, seeds {report['seeds']}. Intervals: 1,000 "
-        "resamples of patients.</p>",
-    ]
-    for task, found in report["tasks"].items():
-        name = html.escape(task)
-        lines += [f"<h2>{name}: {found['metric'].replace('_', ' ')}</h2>", f"<table>{head}"]
-        lines += [_row(arm, summary, "") for arm, summary in found["arms"].items()]
-        lines += [_row(pair, summary, "+") for pair, summary in found["differences"].items()]
-        lines += ["</table>", f'<p><img src="{name}.png" alt="{name}"></p>']
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    temporary.replace(path)
+def _joined(parts: Sequence[PartScores]) -> PartScores:
+    """Every record of several parts; what it takes to say which decisions changed is left out."""
+    return PartScores(
+        ids=tuple(f"{number}/{i}" for number, part in enumerate(parts) for i in part.ids),
+        groups=tuple(group for part in parts for group in part.groups),
+        scores=np.concatenate([part.scores for part in parts]),
+    )
+
+
+def _together(parts: Mapping[str, Runs], names: Sequence[str]) -> Runs:
+    """One for each run of an arm."""
+    count = len(parts[names[0]])
+    return [_joined([parts[name][run] for name in names]) for run in range(count)]
+
+
+def _pool(scored: Mapping[str, Mapping[str, Runs]], names: Sequence[str]) -> dict[str, Any]:
+    arms = {arm: _together(parts, names) for arm, parts in scored.items()}
+    by_part = [_pairs({arm: parts[name] for arm, parts in scored.items()}) for name in names]
+    differences = {}
+    for pair, (one, other) in _pairs(arms).items():
+        changed = np.concatenate([_changed(*found[pair]) for found in by_part])
+        differences[pair] = _pooled_difference(one, other, changed)
+    return {
+        "metric": "accuracy",
+        "arms": {arm: asdict(_pooled_summary(runs)) for arm, runs in arms.items()},
+        "differences": differences,
+    }
+
+
+def _changed(one: Runs, other: Runs) -> compare.Float64Array:
+    """(N,) mean over the seeds of the share of decisions that differ."""
+    rates = [changed_decisions(a, b) for a, b in zip(one, other, strict=True)]
+    return np.asarray(np.mean(rates, axis=0), dtype=np.float64)
+
+
+def _pooled_summary(runs: Runs) -> Summary:
+    first = runs[0]
+    scores = np.stack([run.scores for run in runs])
+    strata = np.zeros(len(first.ids), dtype=np.int64)
+    return summarise(Outcomes(first.ids, first.groups, strata, scores))
+
+
+def _pooled_difference(one: Runs, other: Runs, changed: compare.Float64Array) -> dict[str, Any]:
+    """The student's `one` less the `other`, of the mean over the seeds."""
+    mine, theirs = ([run.scores for run in runs] for runs in (one, other))
+    found = compare.paired_difference(
+        np.mean(theirs, axis=0), np.mean(mine, axis=0), changed, one[0].groups
+    )
+    seeds = tuple(float((a - b).mean()) for a, b in zip(mine, theirs, strict=True))
+    return {
+        "value": found.difference,
+        "low": found.low,
+        "high": found.high,
+        "by_seed": seeds,
+        "n": found.n,
+        "patients": found.groups,
+        "changed_decisions": found.changed_decisions,
+    }

@@ -18,7 +18,7 @@ from umd_edge_export.distil import Distillation, TeacherPaths, distil
 from umd_edge_export.distil_cli import distil as distil_command
 from umd_edge_export.distil_cli import soft_targets as targets_command
 from umd_edge_export.distil_data import DistillationObjective, add_unlabelled, record_key
-from umd_edge_export.distil_report import report_distillation, without_teacher
+from umd_edge_export.distil_report import without_teacher
 from umd_edge_export.soft_targets import SoftTargets, SoftTargetsError, write_soft_targets
 from umd_edge_train.batches import epoch_batches
 from umd_edge_train.checkpoint import CheckpointError, load_weights
@@ -369,41 +369,13 @@ def test_a_teacher_that_is_no_checkpoint_is_refused(synth: Path, tmp_path: Path)
         distil(_recipe(tmp_path), synth, tmp_path / "run", teachers=[tmp_path])
 
 
-# --- report and commands ------------------------------------------
-
-
-def test_the_report_has_all_arms_and_pairs(synth: Path, teacher: Path, tmp_path: Path):
-    recipe = _recipe(tmp_path, parts=("shapes",))
-    paths = TeacherPaths((teacher,))
-    report = report_distillation(recipe, synth, tmp_path / "r", teachers=paths, seeds=(0, 1))
-    found = report["tasks"]["shapes"]
-    assert found["metric"] == "balanced_accuracy"
-    assert set(found["arms"]) == {"student", "student without teacher", "teacher"}
-    assert len(found["arms"]["student"]["by_seed"]) == 2
-    pair = found["differences"]["student - student without teacher"]
-    arms = [found["arms"][name]["value"] for name in ("student", "student without teacher")]
-    assert pair["value"] == pytest.approx(arms[0] - arms[1])
-    assert pair["low"] <= pair["value"] <= pair["high"]
-    assert json.loads((tmp_path / "r" / "report.json").read_text()) == json.loads(
-        json.dumps(report)
-    )
-    assert "student without teacher" in (tmp_path / "r" / "report.html").read_text()
-    with Image.open(tmp_path / "r" / "shapes.png") as picture:
-        assert picture.format == "PNG"
+# --- commands -----------------------------------------------------
 
 
 def test_without_a_teacher_the_labels_count(tmp_path: Path):
     alone = without_teacher(_recipe(tmp_path, *FEATURES, "distillation.label_weight=0"))
     assert not alone.distillation.has_teacher
     assert alone.distillation.label_weight == 1.0
-
-
-@pytest.mark.parametrize("seeds", [(), (1, 1)])
-def test_a_report_needs_different_seeds(seeds, synth: Path, tmp_path: Path):
-    with pytest.raises(UsageError, match="seeds"):
-        report_distillation(
-            _recipe(tmp_path), synth, tmp_path, teachers=TeacherPaths(), seeds=seeds
-        )
 
 
 def test_the_commands_store_answers_and_train_on_them(synth: Path, teacher: Path, tmp_path: Path):

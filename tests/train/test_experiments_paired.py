@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -9,7 +11,12 @@ from hypothesis import strategies as st
 from umd_edge._evaluation import evaluate_classification, evaluate_vqa
 from umd_edge._records import VQAReference
 from umd_edge.errors import DataError
-from umd_edge_train.experiments.paired import Outcomes, paired_difference, summarise
+from umd_edge_train.experiments.paired import (
+    Outcomes,
+    Rankings,
+    paired_difference,
+    summarise,
+)
 
 
 def _outcomes(
@@ -159,7 +166,7 @@ def test_records_outside_every_stratum_do_not_count():
     ("other", "what"),
     [
         (_outcomes([1, 0, 1], ["p0", "p1", "p9"]), "patients"),
-        (_outcomes([1, 0, 1], strata=[0, 0, 1]), "strata"),
+        (_outcomes([1, 0, 1], strata=[0, 0, 1]), "classes or labels"),
         (_outcomes([[1, 0, 1], [1, 1, 1]]), "numbers of seeds"),
         (_outcomes([1, 0]), "records"),
     ],
@@ -181,3 +188,63 @@ def test_arms_on_other_records_are_not_compared(other: Outcomes, what: str):
 def test_outcomes_must_fit_together(groups, strata, right, message):
     with pytest.raises(DataError, match=message):
         Outcomes(("x", "y"), groups, np.asarray(strata), np.asarray(right, dtype=bool))
+
+
+# --- several labels -----------------------------------------------
+
+
+def _rankings(seed: int, seeds: int = 1, records: int = 30) -> Rankings:
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, 2, (records, 3)).astype(np.float64)
+    truth[0], truth[1] = 1.0, 0.0
+    truth[2:5, 2] = np.nan
+    scores = np.clip(0.3 * truth + rng.random((seeds, records, 3)) * 0.7, 0, 1)
+    return Rankings(
+        ids=tuple(f"r{i}" for i in range(records)),
+        groups=tuple(f"p{i // 2}" for i in range(records)),
+        truth=truth,
+        scores=np.nan_to_num(scores, nan=0.5),
+    )
+
+
+def test_an_auroc_is_that_of_the_evaluation_with_its_interval():
+    arm = _rankings(0)
+    wanted = evaluate_classification(
+        probabilities=arm.scores[0],
+        targets=arm.truth,
+        groups=arm.groups,
+        labels=("a", "b", "c"),
+        multi_label=True,
+        operating_points={},
+    )["macro_auroc"]
+    found = summarise(arm)
+    assert (found.value, found.low, found.high) == (wanted.value, wanted.low, wanted.high)
+    assert (found.n, found.patients) == (30, 15)
+
+
+def test_a_better_ranking_is_better_by_the_difference_of_the_areas():
+    worse = _rankings(1, seeds=2)
+    better = replace(worse, scores=np.nan_to_num(np.stack([worse.truth] * 2), nan=0.5))
+    found = paired_difference(better, worse)
+    assert found.value == pytest.approx(1.0 - summarise(worse).value)
+    assert found.excludes_zero
+    assert len(found.by_seed) == 2
+
+
+def test_a_ranking_is_not_compared_with_outcomes_or_other_labels():
+    arm = _rankings(2)
+    right = np.ones((1, 30), dtype=bool)
+    other = Outcomes(arm.ids, arm.groups, np.zeros(30, np.int64), right)
+    with pytest.raises(DataError, match="differ in their metrics"):
+        paired_difference(arm, other)
+    turned = replace(arm, truth=arm.truth[:, ::-1])
+    with pytest.raises(DataError, match="differ in their classes or labels"):
+        paired_difference(arm, turned)
+
+
+def test_rankings_must_fit_together_and_have_both_classes():
+    arm = _rankings(3)
+    with pytest.raises(DataError, match="one of each"):
+        replace(arm, scores=arm.scores[:, :-1])
+    with pytest.raises(DataError, match="no AUROC is defined"):
+        replace(arm, truth=np.ones_like(arm.truth))

@@ -6,13 +6,13 @@ The same figures give the same file: PNG without dates or versions.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Bar", "Curve", "draw_bars", "draw_curves"]
+__all__ = ["Bar", "Curve", "draw_bars", "draw_curves", "draw_differences", "draw_panels"]
 
 # Okabe and Ito's colours, told apart by colour-blind readers; then the same with other lines.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -45,17 +45,26 @@ class Curve:
 
 @contextmanager
 def _figure(path: Path, width: float, height: float) -> Iterator[Any]:
+    with _grid(path, width, height, 1, 1) as axes:
+        yield axes[0]
+
+
+@contextmanager
+def _grid(path: Path, width: float, height: float, rows: int, columns: int) -> Iterator[list[Any]]:
+    """Axes row by row."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure, axes = pyplot.subplots(figsize=(width, height))
+    figure, grid = pyplot.subplots(rows, columns, figsize=(width, height), squeeze=False)
     try:
-        yield axes
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
+        listed = list(grid.flat)
+        yield listed
+        for axes in listed:
+            for side in ("top", "right"):
+                axes.spines[side].set_visible(False)
         figure.tight_layout()
         temporary = path.with_name(f".{path.stem}.tmp.png")
         figure.savefig(temporary, dpi=110, metadata={"Software": None})
@@ -134,3 +143,57 @@ def draw_curves(
         axes.set(xlabel=x_label, ylabel=y_label, title=title)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
+
+
+def draw_differences(path: Path, groups: Mapping[str, Sequence[Bar]], *, label: str) -> None:
+    """Points with intervals on both sides of zero; the first row on top.
+
+    Args:
+        path: PNG file; its folder is made.
+        groups: Title -> one point for each row; all have the same rows in the same order.
+        label: Of the axis of values.
+    """
+    rows = [bar.name for bar in next(iter(groups.values()))]
+    offsets = [(i - (len(groups) - 1) / 2) * 0.24 for i in range(len(groups))]
+    with _figure(path, 9.0, 1.6 + 0.62 * len(rows)) as axes:
+        for colour, offset, (title, points) in zip(_COLOURS, offsets, groups.items(), strict=False):
+            heights = [row + offset for row in range(len(points))]
+            for height, point in zip(heights, points, strict=True):
+                if point.low is not None and point.high is not None:
+                    axes.plot([point.low, point.high], [height] * 2, color=colour, linewidth=2)
+                axes.plot(point.by_seed, [height] * len(point.by_seed), "|", color=colour, ms=9)
+            values = [point.value for point in points]
+            axes.plot(values, heights, "o", color=colour, ms=6, label=title)
+        axes.axvline(0.0, color="black", linewidth=0.8)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.invert_yaxis()
+        axes.set(xlabel=label)
+        axes.grid(axis="x", alpha=0.3)
+        axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), frameon=False, ncols=2)
+
+
+def draw_panels(path: Path, panels: Mapping[str, Sequence[Curve]], *, x_label: str) -> None:
+    """A small picture for each name, all with the same curves and one legend.
+
+    Args:
+        path: PNG file; its folder is made.
+        panels: Title -> one or more curves; a curve has the same colour in every panel.
+        x_label: Of the x axes.
+    """
+    names = list(dict.fromkeys(curve.name for curves in panels.values() for curve in curves))
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    with _grid(path, 4.0 * columns, 0.5 + 2.5 * rows, rows, columns) as grid:
+        for axes, (title, curves) in zip(grid, panels.items(), strict=False):
+            for curve in curves:
+                colour = _COLOURS[names.index(curve.name) % len(_COLOURS)]
+                axes.plot(curve.x, curve.y, color=colour, linewidth=1.4, label=curve.name)
+                axes.fill_between(
+                    curve.x, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0
+                )
+            axes.set_title(title, fontsize=10)
+            axes.set(xlabel=x_label)
+            axes.grid(alpha=0.3)
+        for axes in grid[len(panels) :]:
+            axes.set_axis_off()
+        grid[0].legend(fontsize=8, frameon=False)
