@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from ._ood import ImageProfile, appearance_statistics
+from ._appearance import appearance_statistics
+from ._ood import ImageProfile, OodModel, OodScore
 from ._preprocess import normalise, resize_for
 from ._results import Answer, Classification, Timing
 
 if TYPE_CHECKING:
+    from ._ahead import Ahead
     from ._audit_trail import AuditTrail
     from ._engine import Engine
     from ._explanation import Explanation
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["EncodedImage"]
 
 Float32Array = npt.NDArray[np.float32]
+Result = TypeVar("Result")
 
 
 class EncodedImage:
@@ -77,8 +80,28 @@ class EncodedImage:
             return outputs
         with self._lock:
             if self._outputs is None:
-                self._outputs = self._encode()
+                self._outputs = self._encode(None)
             return self._outputs
+
+    def encode_beside(self, work: Callable[[], Result]) -> Ahead[Result] | None:
+        """Run the vision graph, and meanwhile other work on the second thread.
+
+        Returns:
+            The work; None where it was not begun, as the image is encoded already or there is no
+            second thread.
+        """
+        if self._outputs is not None:
+            return None
+        ahead: list[Ahead[Result]] = []
+
+        def begin() -> None:
+            if begun := self._engine.begin(work):
+                ahead.append(begun)
+
+        with self._lock:
+            if self._outputs is None:
+                self._outputs = self._encode(begin)
+        return ahead[0] if ahead else None
 
     def profile(self) -> ImageProfile:
         """What the out-of-distribution scores of all tasks need; computed at the first call."""
@@ -96,6 +119,14 @@ class EncodedImage:
                 self._profile = ImageProfile(appearance, tokens[0])
             return self._profile
 
+    def known_score(self, model: OodModel) -> OodScore | None:
+        """What `ood_score` gave before for this model."""
+        return None if self._profile is None else self._profile.known(model)
+
+    def ood_score(self, model: OodModel) -> OodScore:
+        """How far the image is from what the model's task was fitted on; computed once."""
+        return self.profile().score(model)
+
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width in pixels of the image as it was decoded."""
@@ -108,7 +139,7 @@ class EncodedImage:
             raise RuntimeError("an encoded image keeps its small copy")
         return normalise(self._small, self._engine.manifest.preprocessing)[None]
 
-    def _encode(self) -> tuple[Float32Array, Float32Array]:
+    def _encode(self, begin: Callable[[], None] | None) -> tuple[Float32Array, Float32Array]:
         loaded = self._loaded
         if loaded is None:
             raise RuntimeError("the pixels are gone although the image was never encoded")
@@ -116,10 +147,17 @@ class EncodedImage:
         spec = self._engine.manifest.preprocessing
         small = resize_for(loaded.pixels, spec)
         pixel_values = normalise(small, spec)[None]
-        if self._engine.has_ood:  # half as dear while the picture is in the processor's cache
-            self._appearance = appearance_statistics(small)
+        looking = partial(appearance_statistics, small) if self._engine.has_ood else None
+        # Right before the graph, which runs without Python's lock: earlier they would fight for it.
+        ahead = looking and self._engine.begin(looking)
+        if looking and not ahead:  # half as dear while the picture is in the processor's cache
+            self._appearance = looking()
+        if begin:
+            begin()
         ready = perf_counter()
         tokens, embedding = self._engine.run_vision(pixel_values)
+        if ahead:
+            self._appearance = ahead.result()
         end = perf_counter()
         tokens.flags.writeable = False
         embedding.flags.writeable = False
@@ -139,9 +177,10 @@ class EncodedImage:
     ) -> Answer:
         """Answer one question about the image; see `Predictor.ask`."""
         call = partial(self._engine.answer, self, question, task, coverage)
-        if self._trail is None:
-            return call()
-        return self._trail.record(call, self._image_ms, task, question=question)
+        with self._engine.calls:
+            if self._trail is None:
+                return call()
+            return self._trail.record(call, self._image_ms, task, question=question)
 
     def classify(
         self,
@@ -164,10 +203,11 @@ class EncodedImage:
             specificity,
             coverage,
         )
-        if self._trail is None:
-            return call()
-        given = {"text": text, "structured": structured}
-        return self._trail.record(call, self._image_ms, task, **given)
+        with self._engine.calls:
+            if self._trail is None:
+                return call()
+            given = {"text": text, "structured": structured}
+            return self._trail.record(call, self._image_ms, task, **given)
 
     def _image_ms(self) -> float:
         return self._timing.total_ms

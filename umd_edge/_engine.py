@@ -7,14 +7,16 @@ the other questions are, cannot change an answer.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from math import isfinite
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from ._ahead import Ahead, Calls, begin, has_second_core
 from ._bundle import Bundle
 from ._graphs import Graphs, default_variant
 from ._ood import OodScore, load_models
@@ -45,6 +47,7 @@ __all__ = ["Engine"]
 Float32Array = npt.NDArray[np.float32]
 TextFeatures = tuple[Float32Array, npt.NDArray[np.int64]]
 """`text_tokens` (1, L, D) float32 and `attention_mask` (1, L) int64."""
+Result = TypeVar("Result")
 
 _ALTERNATIVES = 5
 _QUESTIONS_KEPT = 64
@@ -77,6 +80,8 @@ class Engine:
         self._lock = threading.Lock()
         self._ood = load_models(manifest.tasks, bundle.read)
         self._real_tokens = np.ones((1, manifest.tokenizer.max_length), np.int64)
+        self._overlaps = options.overlap and has_second_core()
+        self.calls = Calls()
         self._vqa_names = [task.name for task in manifest.tasks if task.kind == "vqa"]
         width = len(manifest.structured_fields)
         self._no_structured = np.zeros((1, width), np.float32), np.zeros((1, width), np.float32)
@@ -86,6 +91,14 @@ class Engine:
             "provider": options.provider,
             "int8_path": self.graphs.int8_path,
         }
+
+    def begin(self, work: Callable[[], Result]) -> Ahead[Result] | None:
+        """Begin work on the second thread; None where it must be done on this one.
+
+        So it is where the options or the machine have no second thread, and where several calls are
+        under way: they fill the cores themselves.
+        """
+        return begin(work) if self._overlaps and self.calls.running <= 1 else None
 
     def run_vision(self, pixel_values: Float32Array) -> tuple[Float32Array, Float32Array]:
         """`image_tokens` and `image_embedding` of (1, C, H, W) float32."""
@@ -108,16 +121,17 @@ class Engine:
             return self._answer(
                 "outside_intended_use", outside, question, Timing(), [], dicom=encoded.dicom
             )
-        encoded.features()
+        words = partial(self.question_features, compose_text(spec.prompt, [question]))
+        ahead = encoded.encode_beside(words)
         start = perf_counter()
-        features = self.question_features(compose_text(spec.prompt, [question]))
+        features = words() if ahead is None else ahead.result()
         ready = perf_counter()
         logits, score = self.infer(encoded, spec, features, None)
         best = best_outputs(logits, spec, _ALTERNATIVES + 1)
         chosen = None if coverage is None else prediction_set(logits, spec, coverage)
         ranked = [Alternative(spec.outputs[row], value) for row, value in best]
         status, reason = judge(spec, score, ranked[0].probability)
-        timing = _timing(start, ready, perf_counter())
+        timing = _timing(start, ready, perf_counter(), ahead)
         return self._answer(
             status,
             reason,
@@ -259,22 +273,19 @@ class Engine:
         structured: tuple[Float32Array, Float32Array] | None,
     ) -> tuple[Float32Array, OodScore | None]:
         """Logits (K,) float32 of a task for one image, and how far the image is from it."""
+        model = self._ood.get(task.name)
+        if model is None:
+            return self._logits(encoded, task, text, structured), None
+        known = encoded.known_score(model)
+        ahead = None if known else self.begin(partial(encoded.ood_score, model))
         logits = self._logits(encoded, task, text, structured)
-        return logits, self._ood_score(encoded, task, logits)
+        image = known or (encoded.ood_score(model) if ahead is None else ahead.result())
+        return logits, model.score(image, logits, multi_label=task.multi_label)
 
     @property
     def has_ood(self) -> bool:
         """Whether any task has an out-of-distribution score."""
         return bool(self._ood)
-
-    def _ood_score(
-        self, encoded: EncodedImage, task: TaskSpec, logits: Float32Array
-    ) -> OodScore | None:
-        model = self._ood.get(task.name)
-        if model is None:
-            return None
-        image = encoded.profile().score(model)
-        return model.score(image, logits, multi_label=task.multi_label)
 
     def vqa_task(self, name: str | None) -> TaskSpec:
         """The question-answering task of that name; the only one where None.
@@ -450,7 +461,9 @@ def _all_finite(values: Float32Array) -> bool:
     return isfinite(values[values.argmax()]) and isfinite(values[values.argmin()])
 
 
-def _timing(start: float, ready: float, end: float) -> Timing:
-    return Timing(
-        text_ms=(ready - start) * 1e3, fusion_ms=(end - ready) * 1e3, total_ms=(end - start) * 1e3
-    )
+def _timing(
+    start: float, ready: float, end: float, ahead: Ahead[TextFeatures] | None = None
+) -> Timing:
+    """Times of a call; text that was read beside the vision graph took no time of the call."""
+    text = ready - start if ahead is None else ahead.seconds
+    return Timing(text_ms=text * 1e3, fusion_ms=(end - ready) * 1e3, total_ms=(end - start) * 1e3)

@@ -18,13 +18,13 @@ Float64 arithmetic on one image alone, without BLAS: what else runs cannot chang
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ._appearance import APPEARANCE
 from ._arrays import read_arrays
 from ._ood_spec import OodPart, OodSpec
 from ._record import dataclass
@@ -32,11 +32,9 @@ from ._task import TaskSpec
 from .errors import BundleIntegrityError
 
 __all__ = [
-    "APPEARANCE",
     "ImageProfile",
     "OodModel",
     "OodScore",
-    "appearance_statistics",
     "energy",
     "load_models",
     "token_statistics",
@@ -44,54 +42,11 @@ __all__ = [
 
 Float64Array = npt.NDArray[np.float64]
 
-APPEARANCE = (
-    "mean level",
-    "log spread of levels",
-    "skewness of levels",
-    "entropy of levels",
-    "log share of black",
-    "log share of white",
-    "log step to the next column",
-    "log step to the next row",
-    "log step to the fourth column",
-    "log step to the fourth row",
-    "middle minus margin",
-    "upper minus lower half",
-    "left minus right half",
-    "log colour",
-    "red minus green",
-    "green minus blue",
-    "log colour step to the next column",
-)
-"""What `appearance_statistics` gives, in order."""
-_POWERS = np.arange(256, dtype=np.int64) ** np.array([[1], [2], [3]])
-"""(3, 256): every level to the first, second and third power."""
-_FAR = 4
-_BUFFERS = 32
 _REASONS: dict[OodPart, str] = {
     "features": "what the vision encoder sees in it is",
     "appearance": "its grey levels, edges and colours are",
     "energy": "the energy of the task's outputs is",
 }
-
-
-class _Scratch(threading.local):
-    """Buffers of one thread. Fresh memory costs more than the arithmetic on it."""
-
-    def __init__(self) -> None:
-        self._kept: dict[tuple[str, tuple[int, ...]], npt.NDArray[Any]] = {}
-
-    def array(self, name: str, shape: tuple[int, ...], dtype: type[Any]) -> npt.NDArray[Any]:
-        """The buffer of that name and shape, with whatever it held last."""
-        found = self._kept.get((name, shape))
-        if found is None:
-            if len(self._kept) >= _BUFFERS:
-                self._kept.clear()
-            found = self._kept[name, shape] = np.empty(shape, dtype)
-        return found
-
-
-_scratch = _Scratch()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,103 +80,15 @@ def token_statistics(image_tokens: npt.NDArray[np.float32]) -> Float64Array:
     The sums run from the first token to the last in float32.
     """
     count, width = image_tokens.shape
-    away = _scratch.array("away", image_tokens.shape, np.float32)
     sums = np.empty((2, width), np.float32)
     np.add.reduce(image_tokens, axis=0, out=sums[0])
     sums[0] /= np.float32(count)
-    np.subtract(image_tokens, sums[0], out=away)
+    away = image_tokens - sums[0]
     np.multiply(away, away, out=away)
     np.add.reduce(away, axis=0, out=sums[1])
     sums[1] /= np.float32(count)
     np.sqrt(sums[1], out=sums[1])
     return sums.ravel().astype(np.float64)
-
-
-def appearance_statistics(image: npt.NDArray[np.uint8]) -> Float64Array:
-    """The statistics that `APPEARANCE` names, of a resized picture.
-
-    Only every second row and column is looked at. Levels count as 0..1; a logarithm is taken of
-    the value plus 0.01. Every sum runs over whole numbers, so that its order does not matter.
-
-    Args:
-        image: (H, W, 1 or 3) uint8, at least 16 x 16. Colour is turned to grey by the integer
-            ITU-R BT.601 weights 77, 150, 29 (of 256).
-
-    Returns:
-        (17,) float64.
-    """
-    grey, tints = _grey_and_tints(image[::2, ::2])
-    rows, columns = grey.shape
-    size = rows * columns
-    levels = _scratch.array("levels", (size,), np.intp)
-    np.copyto(levels, grey.ravel())
-    counts = np.bincount(levels, minlength=256)
-    first, second, third = np.einsum("ij,j->i", _POWERS, counts).tolist()
-    mean, variance = first / size, (second * size - first * first) / (size * size)
-    spread = math.sqrt(variance) / 255.0
-    central = third / size - 3.0 * mean * variance - mean * mean * mean
-    coarse = [count / size for count in np.add.reduce(counts.reshape(16, 16), axis=1).tolist()]
-    by_row = np.add.reduce(grey, axis=1, dtype=np.int32).tolist()
-    by_column = np.add.reduce(grey, axis=0, dtype=np.int32).tolist()
-    top, side = rows // 4, columns // 4
-    middle = grey[top : rows - top, side : columns - side]
-    inner = int(np.add.reduce(middle, axis=(0, 1), dtype=np.int32))
-    sums = [_sum(tint) / size / 255.0 for tint in tints]
-    colour = sum(_sum(np.abs(tint)) / size / 255.0 for tint in tints)
-    values = [
-        mean / 255.0,
-        _log(spread),
-        central / 255.0**3 / (spread + 0.02) ** 3,
-        -sum(share * math.log(share) for share in coarse if share > 0.0),
-        _log(coarse[0]),
-        _log(coarse[15]),
-        _log(_mean_step(grey[:, 1:], grey[:, :-1])),
-        _log(_mean_step(grey[1:], grey[:-1])),
-        _log(_mean_step(grey[:, _FAR:], grey[:, :-_FAR])),
-        _log(_mean_step(grey[_FAR:], grey[:-_FAR])),
-        (inner / middle.size - (first - inner) / (size - middle.size)) / 255.0,
-        _halves(by_row) / columns / 255.0,
-        _halves(by_column) / rows / 255.0,
-        _log(colour),
-        *(sums or (0.0, 0.0)),
-        _log(sum(_mean_step(tint[:, 1:], tint[:, :-1]) for tint in tints)),
-    ]
-    return np.array(values)
-
-
-def _grey_and_tints(
-    image: npt.NDArray[np.uint8],
-) -> tuple[npt.NDArray[np.int16], tuple[npt.NDArray[np.int16], ...]]:
-    """(H, W) levels, and red minus green and green minus blue of a colour picture."""
-    if image.shape[2] == 1:
-        return image[..., 0].astype(np.int16), ()
-    planes = np.ascontiguousarray(image.transpose(2, 0, 1))
-    red, green, blue = planes.astype(np.uint16)  # 256 * 255 fits
-    grey = ((77 * red + 150 * green + 29 * blue + 128) >> 8).astype(np.int16)
-    red, green, blue = planes.astype(np.int16)
-    return grey, (red - green, green - blue)
-
-
-def _log(value: float) -> float:
-    return math.log(value + 0.01)
-
-
-def _sum(values: npt.NDArray[np.int16]) -> int:
-    return int(np.add.reduce(values.ravel(), dtype=np.int32))
-
-
-def _mean_step(ahead: npt.NDArray[np.int16], behind: npt.NDArray[np.int16]) -> float:
-    """Mean absolute difference as a share of the whole range."""
-    difference = _scratch.array("difference", ahead.shape, np.int16)
-    np.subtract(ahead, behind, out=difference)
-    np.abs(difference, out=difference)
-    return _sum(difference) / difference.size / 255.0
-
-
-def _halves(sums: list[int]) -> float:
-    """Mean of the first half of the sums minus that of the rest."""
-    half = len(sums) // 2
-    return sum(sums[:half]) / half - sum(sums[half:]) / (len(sums) - half)
 
 
 def energy(logits: npt.NDArray[np.float32], *, multi_label: bool) -> float:
@@ -313,6 +180,10 @@ class ImageProfile:
         self.tokens = token_statistics(image_tokens)
         self.appearance = appearance
         self._scores: dict[int, OodScore] = {}
+
+    def known(self, model: OodModel) -> OodScore | None:
+        """What `score` gave before for this model."""
+        return self._scores.get(id(model))
 
     def score(self, model: OodModel) -> OodScore:
         """`OodModel.image_score`, computed at the first call for a model."""

@@ -61,7 +61,8 @@ class Timing:
     preprocess_ms: float = 0.0
     vision_ms: float = 0.0
     text_ms: float = 0.0
-    """Tokenising and the text graph."""
+    """Tokenising and the text graph. Where there is a second core a first question is read while
+    the vision graph runs; this is then no part of the total."""
     fusion_ms: float = 0.0
     total_ms: float = 0.0
     """Of the whole call: the stages that it ran, with the time between them."""

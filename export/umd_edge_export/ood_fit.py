@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from umd_edge._ood import APPEARANCE, OodModel
+from umd_edge._appearance import APPEARANCE
+from umd_edge._ood import OodModel
 from umd_edge._ood_spec import OodPart, OodSpec
 
 __all__ = ["QUANTILE", "ImageStatistics", "build_model", "fit_model", "quantile_above"]

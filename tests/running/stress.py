@@ -91,6 +91,7 @@ def main() -> None:
         if outcome(work[index]) != serial[index]:
             wrong.append(index)
 
+    threads = threading.active_count()
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(one, range(len(work))))
         gc.collect()
@@ -108,7 +109,7 @@ def main() -> None:
         "refused": failures,
         "resident_bytes_by_tenth": [int(value) for value in tenths],
         "handles": [before, after],
-        "threads_left": threading.active_count() - 1,
+        "threads_left": threading.active_count() - threads,
     }
     sys.stdout.write(json.dumps(report) + "\n")
 

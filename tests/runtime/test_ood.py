@@ -14,12 +14,11 @@ import umd_edge
 from support.ood_bundle import SPEC, arrays, noise, smooth, with_ood
 from support.pictures import make_dicom
 from umd_edge import BundleIntegrityError, ManifestError, Predictor
+from umd_edge._appearance import APPEARANCE, appearance_statistics
 from umd_edge._arrays import read_arrays, write_arrays
 from umd_edge._ood import (
-    APPEARANCE,
     OodModel,
     OodScore,
-    appearance_statistics,
     energy,
     load_models,
     token_statistics,

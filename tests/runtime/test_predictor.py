@@ -232,8 +232,10 @@ def test_timing_holds_each_stage_once(predictor: Predictor):
     assert (further.decode_ms, further.vision_ms) == (0.0, 0.0)
     assert further.fusion_ms > 0
     whole = predictor.ask(IMAGE, QUESTION).timing
-    stages = [whole.decode_ms, whole.preprocess_ms, whole.vision_ms, whole.text_ms, whole.fusion_ms]
+    stages = [whole.decode_ms, whole.preprocess_ms, whole.vision_ms, whole.fusion_ms]
     assert all(stage > 0 for stage in stages)
+    # The question may have been read while the vision graph ran.
+    assert whole.text_ms > 0
     assert whole.total_ms >= sum(stages) - 1e-6
 
 

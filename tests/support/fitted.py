@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from umd_edge._appearance import APPEARANCE
 from umd_edge._arrays import write_arrays
-from umd_edge._ood import APPEARANCE
 
 from .bundles import repack, tiny_files
 
