@@ -187,7 +187,11 @@ def draw_panels(path: Path, panels: Mapping[str, Sequence[Curve]], *, x_label: s
         for axes, (title, curves) in zip(grid, panels.items(), strict=False):
             for curve in curves:
                 colour = _COLOURS[names.index(curve.name) % len(_COLOURS)]
-                axes.plot(curve.x, curve.y, color=colour, linewidth=1.4, label=curve.name)
+                # a single point is no line
+                mark = "o" if len(curve.x) == 1 else ""
+                axes.plot(
+                    curve.x, curve.y, marker=mark, color=colour, linewidth=1.4, label=curve.name
+                )
                 axes.fill_between(
                     curve.x, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0
                 )
