@@ -95,6 +95,10 @@ class OpenOptions(_Struct):
         ("allocator", c.c_void_p),
         ("sha256", c.c_char_p),
         ("public_keys", c.c_char_p),
+        ("provider", c.c_char_p),
+        ("engines", c.c_char_p),
+        ("trust_engines", c.c_int32),
+        ("reserved", c.c_int32),
     ]
 
 
@@ -118,6 +122,7 @@ class Description(_Struct):
         ("embedding_size", c.c_size_t),
         ("signature", c.c_int32),
         ("reserved", c.c_int32),
+        ("provider", c.c_char_p),
     ]
 
 

@@ -149,16 +149,25 @@ typedef struct umd_open_options {
     const char *public_keys;        /* NULL, or 1 to 8 Ed25519 public keys, each as PEM or as 64
                                        hexadecimal digits, with white space between: a bundle that
                                        none of them signed is refused */
+    const char *provider;           /* NULL or "cpu", or "tensorrt" where ONNX Runtime has it (not
+                                       run on a GPU yet); never replaced by another one */
+    const char *engines;            /* of "tensorrt": a folder that is there. umd_open builds the
+                                       engines that it lacks, which takes minutes */
+    int32_t trust_engines;          /* 1: use them together with public_keys too, though no
+                                       signature covers them */
+    int32_t reserved;
 } umd_open_options;
 
 UMD_API void umd_open_options_init(umd_open_options *options, size_t size);
 
 /* Open a bundle: a directory or a `.umd` file. The manifest, all names and sizes are checked, and
- * the SHA-256 of every file that is used, on the bytes that are used.
+ * the SHA-256 of every file that is used, on the bytes that are used. For as long as it takes, a
+ * second thread does a part of the work where one can be had.
  *
  * Fails with BUNDLE_NOT_FOUND, BUNDLE_INTEGRITY, MANIFEST, BUNDLE_VERSION; BUNDLE_SIGNATURE; USAGE
  * for an unknown variant or option; MISSING_DEPENDENCY or PROVIDER_UNAVAILABLE without a usable ONNX
- * Runtime. A bundle with another tokenizer than WordPiece is refused with MANIFEST. */
+ * Runtime, or one without the provider. A bundle with another tokenizer than WordPiece is refused
+ * with MANIFEST. */
 UMD_API umd_status umd_open(const char *path, const umd_open_options *options, umd_predictor **out);
 
 /* The same from the bytes of a `.umd` file, which must stay where they are until umd_close. */
@@ -195,6 +204,7 @@ typedef struct umd_description {
     size_t embedding_size;     /* numbers of an image or text embedding; 0 before the first one */
     int32_t signature;         /* UMD_UNSIGNED, ... */
     int32_t reserved;
+    const char *provider; /* "cpu" or "tensorrt" */
 } umd_description;
 
 UMD_API void umd_description_init(umd_description *description, size_t size);

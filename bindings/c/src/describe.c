@@ -52,6 +52,7 @@ umd_status umd_describe(umd_predictor *predictor, umd_description *description)
     facts.manifest = predictor->manifest_text.text;
     facts.manifest_size = predictor->manifest_text.length;
     facts.signature = predictor->signature;
+    facts.provider = umdi_provider_name(predictor->runtime.options.provider);
     facts.embedding_size = atomic_load(&predictor->embedding_size);
     return umdi_give(description, &facts, sizeof facts, "umd_description");
 }

@@ -3,6 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "tensorrt.h"
+
 typedef struct input {
     const char *name;
     int type;
@@ -22,60 +24,6 @@ static const size_t input_count[UMDI_PARTS] = {1, 2, UMDI_FUSION_INPUTS};
 
 /* Protobuf bytes of the key `location`, by which a tensor names a file to read: any file. */
 static const char external_data[] = "\x0a\x08location";
-
-/* ONNX Runtime would write to standard error; what it says comes back as a status as well. */
-static void ignore(void *context, int severity, const char *category, const char *id,
-                   const char *location, const char *message)
-{
-    (void)context, (void)severity, (void)category, (void)id, (void)location, (void)message;
-}
-
-/* Release a status and tell whether it was good. */
-static bool is_good(const umdi_ort *ort, OrtStatus *status)
-{
-    if (status == NULL)
-        return true;
-    ort->ReleaseStatus(status);
-    return false;
-}
-
-umd_status umdi_runtime_open(umdi_runtime *runtime, const umdi_runtime_options *options)
-{
-    const umdi_ort *ort = &runtime->ort;
-    const int severity = 3, allocator = 0, memory = 0;
-    bool good;
-    memset(runtime, 0, sizeof *runtime);
-    UMDI_TRY(umdi_ort_load(&runtime->ort, options->library));
-    good = is_good(ort, ort->CreateEnvWithCustomLogger(ignore, NULL, severity, "umd_edge",
-                                                       &runtime->env)) &&
-           is_good(ort, ort->CreateSessionOptions(&runtime->settings)) &&
-           is_good(ort, ort->CreateCpuMemoryInfo(allocator, memory, &runtime->memory)) &&
-           is_good(ort, ort->DisableCpuMemArena(runtime->settings)) &&
-           is_good(ort, ort->SetIntraOpNumThreads(runtime->settings, options->threads)) &&
-           is_good(ort, ort->SetInterOpNumThreads(runtime->settings, 1)) &&
-           /* Waiting threads sleep: a device that asks now and then must not burn a core. */
-           is_good(ort, ort->AddSessionConfigEntry(runtime->settings,
-                                                   "session.intra_op.allow_spinning", "0"));
-    if (good && options->u8u8)
-        good = is_good(ort, ort->AddSessionConfigEntry(runtime->settings,
-                                                       "session.x64quantprecision", "1"));
-    return good ? UMD_OK
-                : umdi_fail(UMD_ERROR_PROVIDER_UNAVAILABLE,
-                            "ONNX Runtime %.40s cannot be set up; try another version",
-                            ort->version);
-}
-
-void umdi_runtime_close(umdi_runtime *runtime)
-{
-    const umdi_ort *ort = &runtime->ort;
-    if (runtime->memory != NULL)
-        ort->ReleaseMemoryInfo(runtime->memory);
-    if (runtime->settings != NULL)
-        ort->ReleaseSessionOptions(runtime->settings);
-    if (runtime->env != NULL)
-        ort->ReleaseEnv(runtime->env);
-    memset(runtime, 0, sizeof *runtime);
-}
 
 /* Whether the bytes hold `external_data`. Weights are rarely large, so that its `t`, 116, is the
  * byte to look for. */
@@ -101,11 +49,11 @@ static bool check_input(const umdi_graph *graph, OrtAllocator *allocator, size_t
     int type = 0;
     size_t rank = 0;
     bool found = false;
-    if (is_good(ort, ort->SessionGetInputName(graph->session, index, allocator, &name)) &&
-        is_good(ort, ort->SessionGetInputTypeInfo(graph->session, index, &info)) &&
-        is_good(ort, ort->CastTypeInfoToTensorInfo(info, &facts)) && facts != NULL &&
-        is_good(ort, ort->GetTensorElementType(facts, &type)) &&
-        is_good(ort, ort->GetDimensionsCount(facts, &rank)))
+    if (umdi_is_good(ort, ort->SessionGetInputName(graph->session, index, allocator, &name)) &&
+        umdi_is_good(ort, ort->SessionGetInputTypeInfo(graph->session, index, &info)) &&
+        umdi_is_good(ort, ort->CastTypeInfoToTensorInfo(info, &facts)) && facts != NULL &&
+        umdi_is_good(ort, ort->GetTensorElementType(facts, &type)) &&
+        umdi_is_good(ort, ort->GetDimensionsCount(facts, &rank)))
         for (size_t i = 0; i < input_count[graph->part]; i++) {
             const input *wanted = &inputs_of[graph->part][i];
             found = found || (strcmp(name, wanted->name) == 0 && type == wanted->type &&
@@ -114,7 +62,7 @@ static bool check_input(const umdi_graph *graph, OrtAllocator *allocator, size_t
     if (info != NULL)
         ort->ReleaseTypeInfo(info);
     if (name != NULL)
-        is_good(ort, ort->AllocatorFree(allocator, name));
+        umdi_is_good(ort, ort->AllocatorFree(allocator, name));
     return found;
 }
 
@@ -145,45 +93,48 @@ static bool check_interface(const umdi_graph *graph, const umdi_manifest *manife
     const umdi_ort *ort = graph->ort;
     OrtAllocator *allocator = NULL;
     size_t inputs = 0, outputs = 0;
-    bool good = is_good(ort, ort->GetAllocatorWithDefaultOptions(&allocator)) &&
-                is_good(ort, ort->SessionGetInputCount(graph->session, &inputs)) &&
-                is_good(ort, ort->SessionGetOutputCount(graph->session, &outputs)) &&
+    bool good = umdi_is_good(ort, ort->GetAllocatorWithDefaultOptions(&allocator)) &&
+                umdi_is_good(ort, ort->SessionGetInputCount(graph->session, &inputs)) &&
+                umdi_is_good(ort, ort->SessionGetOutputCount(graph->session, &outputs)) &&
                 inputs == input_count[graph->part] &&
                 outputs == output_count(manifest, graph->part);
     for (size_t i = 0; i < inputs && good; i++)
         good = check_input(graph, allocator, i);
     for (size_t i = 0; i < outputs && good; i++) {
         char *name = NULL;
-        good = is_good(ort, ort->SessionGetOutputName(graph->session, i, allocator, &name)) &&
+        good = umdi_is_good(ort, ort->SessionGetOutputName(graph->session, i, allocator, &name)) &&
                is_wanted_output(manifest, graph->part, name);
         if (name != NULL)
-            is_good(ort, ort->AllocatorFree(allocator, name));
+            umdi_is_good(ort, ort->AllocatorFree(allocator, name));
     }
     return good;
 }
 
 umd_status umdi_graph_open(umdi_graph *graph, const umdi_runtime *runtime,
-                           const umdi_manifest *manifest, enum umdi_part part, umdi_text name,
-                           const uint8_t *bytes, size_t size)
+                           const umdi_manifest *manifest, const umdi_variant *variant,
+                           enum umdi_part part, const uint8_t *bytes, size_t size)
 {
     const umdi_ort *ort = &runtime->ort;
     graph->ort = ort;
-    graph->name = name;
+    graph->name = variant->graphs[part];
     graph->part = part;
     if (has_external_data(bytes, size))
         return umdi_fail(UMD_ERROR_BUNDLE_INTEGRITY,
                          "'%s' keeps weights outside itself; a bundle's graph holds all of them",
-                         name.text);
-    if (!is_good(ort, ort->CreateSessionFromArray(runtime->env, bytes, size, runtime->settings,
-                                                  &graph->session)))
+                         graph->name.text);
+    if (!umdi_is_good(ort, ort->CreateSessionFromArray(runtime->env, bytes, size,
+                                                       runtime->settings, &graph->session)))
         return umdi_fail(UMD_ERROR_BUNDLE_INTEGRITY,
                          "'%s' cannot be opened by ONNX Runtime %.40s; use a newer one or another "
                          "bundle",
-                         name.text, ort->version);
+                         graph->name.text, ort->version);
     if (!check_interface(graph, manifest))
         return umdi_fail(UMD_ERROR_BUNDLE_INTEGRITY,
-                         "'%s' has other inputs or outputs than the format asks for", name.text);
-    return UMD_OK;
+                         "'%s' has other inputs or outputs than the format asks for",
+                         graph->name.text);
+    if (runtime->options.provider == UMDI_CPU)
+        return UMD_OK;
+    return umdi_tensorrt_open(graph, runtime, manifest, variant, bytes, size);
 }
 
 void umdi_graph_close(umdi_graph *graph)
@@ -198,12 +149,12 @@ static bool describe(const umdi_ort *ort, umdi_tensor *tensor)
     OrtTensorTypeAndShapeInfo *facts = NULL;
     void *data = NULL;
     int type = 0;
-    bool good = is_good(ort, ort->GetTensorTypeAndShape(tensor->value, &facts)) &&
-                is_good(ort, ort->GetTensorElementType(facts, &type)) && type == UMDI_ORT_FLOAT &&
-                is_good(ort, ort->GetDimensionsCount(facts, &tensor->rank)) &&
+    bool good = umdi_is_good(ort, ort->GetTensorTypeAndShape(tensor->value, &facts)) &&
+                umdi_is_good(ort, ort->GetTensorElementType(facts, &type)) && type == UMDI_ORT_FLOAT &&
+                umdi_is_good(ort, ort->GetDimensionsCount(facts, &tensor->rank)) &&
                 tensor->rank <= UMDI_MAX_RANK &&
-                is_good(ort, ort->GetDimensions(facts, tensor->shape, tensor->rank)) &&
-                is_good(ort, ort->GetTensorMutableData(tensor->value, &data));
+                umdi_is_good(ort, ort->GetDimensions(facts, tensor->shape, tensor->rank)) &&
+                umdi_is_good(ort, ort->GetTensorMutableData(tensor->value, &data));
     if (facts != NULL)
         ort->ReleaseTensorTypeAndShapeInfo(facts);
     tensor->data = data;
@@ -225,7 +176,7 @@ umd_status umdi_graph_run(const umdi_graph *graph, umdi_control *control,
         input_names[i] = inputs_of[graph->part][i].name;
     problem = ort->Run(graph->session, control->run, input_names, inputs, input_count[graph->part],
                        names, count, values);
-    good = is_good(ort, problem);
+    good = umdi_is_good(ort, problem);
     for (size_t i = 0; i < count; i++) {
         outputs[i].value = values[i];
         good = good && describe(ort, &outputs[i]);
@@ -247,7 +198,7 @@ umd_status umdi_tensor_wrap(const umdi_runtime *runtime, void *data, size_t byte
                             const int64_t *shape, size_t rank, int type, OrtValue **out)
 {
     const umdi_ort *ort = &runtime->ort;
-    if (is_good(ort, ort->CreateTensorWithDataAsOrtValue(runtime->memory, data, bytes, shape, rank,
+    if (umdi_is_good(ort, ort->CreateTensorWithDataAsOrtValue(runtime->memory, data, bytes, shape, rank,
                                                          type, out)))
         return UMD_OK;
     return umdi_fail(UMD_ERROR_INFERENCE, "ONNX Runtime %.40s cannot take an input", ort->version);

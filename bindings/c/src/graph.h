@@ -1,9 +1,10 @@
-/* One ONNX graph on ONNX Runtime's CPU provider. */
+/* One ONNX graph in ONNX Runtime. */
 #ifndef UMDI_GRAPH_H
 #define UMDI_GRAPH_H
 
 #include "control.h"
 #include "manifest.h"
+#include "runtime.h"
 
 #define UMDI_MAX_RANK 4
 #define UMDI_FUSION_INPUTS 5
@@ -23,27 +24,11 @@ typedef struct umdi_tensor {
     int64_t shape[UMDI_MAX_RANK];
 } umdi_tensor;
 
-typedef struct umdi_runtime {
-    umdi_ort ort;
-    OrtEnv *env;
-    OrtSessionOptions *settings;
-    OrtMemoryInfo *memory;
-} umdi_runtime;
-
-typedef struct umdi_runtime_options {
-    const char *library; /* path of ONNX Runtime, or NULL */
-    int threads;
-    bool u8u8; /* 8-bit products that cannot saturate */
-} umdi_runtime_options;
-
-/* Load ONNX Runtime and make what all graphs share. */
-umd_status umdi_runtime_open(umdi_runtime *runtime, const umdi_runtime_options *options);
-void umdi_runtime_close(umdi_runtime *runtime);
-
-/* Open a graph from bytes whose hash was compared. Fails with BUNDLE_INTEGRITY. */
+/* Open the variant's graph from bytes whose hash was compared. Fails with BUNDLE_INTEGRITY, or with
+ * PROVIDER_UNAVAILABLE where another provider than the processor's does not take it. */
 umd_status umdi_graph_open(umdi_graph *graph, const umdi_runtime *runtime,
-                           const umdi_manifest *manifest, enum umdi_part part, umdi_text name,
-                           const uint8_t *bytes, size_t size);
+                           const umdi_manifest *manifest, const umdi_variant *variant,
+                           enum umdi_part part, const uint8_t *bytes, size_t size);
 void umdi_graph_close(umdi_graph *graph);
 
 /* Run it; the inputs stand in the order of the format. Fails with INFERENCE, CANCELLED, DEADLINE;

@@ -5,6 +5,7 @@
 
 #include "predictor.h"
 #include "signature.h"
+#include "tensorrt.h"
 #include "worker.h"
 
 #define MIN_SIDE 16 /* of images that are looked at for what they are like */
@@ -99,9 +100,12 @@ static umd_status check_listing(const umd_predictor *predictor)
     return UMD_OK;
 }
 
-static umd_status choose_variant(umd_predictor *predictor, const char *name)
+static umd_status choose_variant(umd_predictor *predictor, const char *name,
+                                 enum umdi_provider provider)
 {
     const umdi_manifest *manifest = &predictor->manifest;
+    if (name == NULL && provider == UMDI_TENSORRT)
+        return umdi_tensorrt_variant(manifest, &predictor->variant);
     predictor->variant = umdi_manifest_variant(
         manifest, name != NULL ? umdi_of(name) : manifest->default_variant);
     if (predictor->variant == NULL)
@@ -197,7 +201,7 @@ static umd_status open_graph(void *argument)
     opening *o = argument;
     umd_predictor *predictor = o->predictor;
     return umdi_graph_open(&predictor->graphs[o->part], &predictor->runtime, &predictor->manifest,
-                           o->part, predictor->variant->graphs[o->part], o->bytes, o->size);
+                           predictor->variant, o->part, o->bytes, o->size);
 }
 
 static umd_status open_others(opening largest)
@@ -240,7 +244,7 @@ static umd_status read_others(opening *o)
 }
 
 /* ONNX Runtime takes most of the time that opening takes, and one core for it: the largest graph is
- * opened beside the others. */
+ * opened beside the others, but where TensorRT builds: it measures kernels, and wants its GPU alone. */
 static umd_status open_all(opening *o)
 {
     umdi_worker worker;
@@ -248,7 +252,10 @@ static umd_status open_all(opening *o)
     umdi_worker_start(&worker, open_runtime, o);
     status = read_others(o);
     other = umdi_worker_join(&worker);
-    if (status == UMD_OK && other == UMD_OK) {
+    if (status == UMD_OK && other == UMD_OK && o->options.provider != UMDI_CPU) {
+        other = open_graph(o);
+        status = other == UMD_OK ? open_others(*o) : other;
+    } else if (status == UMD_OK && other == UMD_OK) {
         umdi_worker_start(&worker, open_graph, o);
         status = open_others(*o);
         other = umdi_worker_join(&worker);
@@ -257,22 +264,44 @@ static umd_status open_all(opening *o)
     return status != UMD_OK ? status : other;
 }
 
+/* Engines are files that no signature covers, and a device runs what they say. */
+static umd_status check_engines(const umd_open_options *options, enum umdi_provider provider)
+{
+    if (options->engines != NULL && provider != UMDI_TENSORRT)
+        return umdi_fail(UMD_ERROR_USAGE, "engines are of the provider 'tensorrt' alone; leave "
+                         "umd_open_options.engines out, or name the provider");
+    if (options->trust_engines != 0 && options->trust_engines != 1)
+        return umdi_fail(UMD_ERROR_USAGE, "trust_engines %d given; 0 or 1 is allowed",
+                         options->trust_engines);
+    if (options->engines != NULL && options->public_keys != NULL && options->trust_engines == 0)
+        return umdi_fail(UMD_ERROR_USAGE,
+                         "the bundle must be signed, and engines are not: set trust_engines to 1 "
+                         "where nobody but this program can write into their folder");
+    return UMD_OK;
+}
+
 umd_status umdi_load(umd_predictor *predictor, const umd_open_options *options)
 {
     static const char *const paths[] = {"", "native", "u8u8"};
-    const umdi_variant *variant;
-    opening o = {predictor, {options->onnxruntime, 1, false}, UMDI_VISION, NULL, 0};
+    opening o = {predictor, {options->onnxruntime, 1, false, UMDI_CPU, options->engines},
+                 UMDI_VISION, NULL, 0};
+    umdi_runtime_options *r = &o.options;
     bool is_int8;
+    UMDI_TRY(umdi_provider_find(options->provider, &r->provider));
+    UMDI_TRY(check_engines(options, r->provider));
     UMDI_TRY(read_manifest(predictor, options));
     UMDI_TRY(check_listing(predictor));
-    UMDI_TRY(choose_variant(predictor, options->variant));
-    variant = predictor->variant;
-    is_int8 = variant->name.length >= 4 && memcmp(variant->name.text, "int8", 4) == 0;
-    o.options.u8u8 = variant->may_saturate && needs_u8u8();
-    predictor->int8_path = paths[is_int8 + o.options.u8u8];
+    UMDI_TRY(choose_variant(predictor, options->variant, r->provider));
+    is_int8 = predictor->variant->name.length >= 4 &&
+              memcmp(predictor->variant->name.text, "int8", 4) == 0;
+    r->u8u8 = r->provider == UMDI_CPU && predictor->variant->may_saturate && needs_u8u8();
+    predictor->int8_path = paths[is_int8 + r->u8u8];
     if (options->threads != 0)
-        o.options.threads = options->threads;
+        r->threads = options->threads;
+    if (r->provider == UMDI_TENSORRT)
+        umdi_log(predictor, UMD_LOG_INFO, "opening TensorRT; building its engines takes minutes");
     o.part = largest_graph(predictor);
     UMDI_TRY(open_all(&o));
+    predictor->runtime.options.library = predictor->runtime.options.engines = NULL;
     return umdi_values_init(predictor, &predictor->no_values);
 }

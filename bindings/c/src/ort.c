@@ -74,3 +74,11 @@ umd_status umdi_ort_load(umdi_ort *ort, const char *path)
 #undef UMDI_FETCH
     return UMD_OK;
 }
+
+bool umdi_is_good(const umdi_ort *ort, OrtStatus *status)
+{
+    if (status == NULL)
+        return true;
+    ort->ReleaseStatus(status);
+    return false;
+}

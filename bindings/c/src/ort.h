@@ -15,6 +15,7 @@ typedef struct OrtTypeInfo OrtTypeInfo;
 typedef struct OrtTensorTypeAndShapeInfo OrtTensorTypeAndShapeInfo;
 typedef struct OrtMemoryInfo OrtMemoryInfo;
 typedef struct OrtAllocator OrtAllocator;
+typedef struct OrtTensorRTProviderOptionsV2 OrtTensorRTProviderOptionsV2;
 
 #define UMDI_ORT_API_VERSION 18 /* onnxruntime 1.18 */
 #define UMDI_ORT_FLOAT 1
@@ -36,6 +37,7 @@ typedef void (*umdi_ort_log)(void *context, int severity, const char *category, 
        const char *const *, size_t, OrtValue **))                                                  \
     X(10, CreateSessionOptions, OrtStatus *, (OrtSessionOptions **))                               \
     X(19, DisableCpuMemArena, OrtStatus *, (OrtSessionOptions *))                                  \
+    X(23, SetSessionGraphOptimizationLevel, OrtStatus *, (OrtSessionOptions *, int))               \
     X(24, SetIntraOpNumThreads, OrtStatus *, (OrtSessionOptions *, int))                           \
     X(25, SetInterOpNumThreads, OrtStatus *, (OrtSessionOptions *, int))                           \
     X(30, SessionGetInputCount, OrtStatus *, (const OrtSession *, size_t *))                       \
@@ -68,8 +70,16 @@ typedef void (*umdi_ort_log)(void *context, int severity, const char *category, 
     X(98, ReleaseTypeInfo, void, (OrtTypeInfo *))                                                  \
     X(99, ReleaseTensorTypeAndShapeInfo, void, (OrtTensorTypeAndShapeInfo *))                      \
     X(100, ReleaseSessionOptions, void, (OrtSessionOptions *))                                     \
+    X(125, GetAvailableProviders, OrtStatus *, (char ***, int *))                                  \
+    X(126, ReleaseAvailableProviders, OrtStatus *, (char **, int))                                 \
     X(130, AddSessionConfigEntry, OrtStatus *,                                                     \
-      (OrtSessionOptions *, const char *, const char *))
+      (OrtSessionOptions *, const char *, const char *))                                           \
+    X(170, SessionOptionsAppendExecutionProvider_TensorRT_V2, OrtStatus *,                         \
+      (OrtSessionOptions *, const OrtTensorRTProviderOptionsV2 *))                                 \
+    X(171, CreateTensorRTProviderOptions, OrtStatus *, (OrtTensorRTProviderOptionsV2 **))          \
+    X(172, UpdateTensorRTProviderOptions, OrtStatus *,                                             \
+      (OrtTensorRTProviderOptionsV2 *, const char *const *, const char *const *, size_t))          \
+    X(174, ReleaseTensorRTProviderOptions, void, (OrtTensorRTProviderOptionsV2 *))
 
 typedef struct umdi_ort {
     const char *version; /* of the library, such as "1.31.1" */
@@ -82,5 +92,8 @@ typedef struct umdi_ort {
  * long as the process, since it is not made to be closed. Fails with MISSING_DEPENDENCY or
  * PROVIDER_UNAVAILABLE. */
 umd_status umdi_ort_load(umdi_ort *ort, const char *path);
+
+/* Release a status and tell whether it was good. */
+bool umdi_is_good(const umdi_ort *ort, OrtStatus *status);
 
 #endif

@@ -19,13 +19,6 @@ static const uint8_t behind[] = {
     0x01, 0x0a, 0x02, 0x08, 0x10, 0x62, 0x13, 0x0a, 0x01, 0x79, 0x12, 0x0e, 0x0a, 0x0c, 0x08, 0x06,
     0x12, 0x08, 0x0a, 0x02, 0x08, 0x01, 0x0a, 0x02, 0x08, 0x10, 0x42, 0x04, 0x0a, 0x00, 0x10, 0x11};
 
-static bool is_good(const umdi_ort *ort, OrtStatus *status)
-{
-    if (status != NULL)
-        ort->ReleaseStatus(status);
-    return status == NULL;
-}
-
 umd_status umdi_saturation_error(const umdi_runtime *runtime, int weight_bits, double *error)
 {
     static const char *const inputs[] = {"a"}, *const outputs[] = {"y"};
@@ -41,13 +34,13 @@ umd_status umdi_saturation_error(const umdi_runtime *runtime, int weight_bits, d
     memset(graph + sizeof before, largest, SIDE * SIDE);
     memcpy(graph + sizeof before + SIDE * SIDE, behind, sizeof behind);
     memset(values, 255, sizeof values);
-    good = is_good(ort, ort->CreateSessionFromArray(runtime->env, graph, sizeof graph,
+    good = umdi_is_good(ort, ort->CreateSessionFromArray(runtime->env, graph, sizeof graph,
                                                     runtime->settings, &session)) &&
            umdi_tensor_wrap(runtime, values, sizeof values, shape, 2, UINT8_TYPE, &input) ==
                UMD_OK &&
-           is_good(ort, ort->Run(session, NULL, inputs, (const OrtValue *const[]){input}, 1,
+           umdi_is_good(ort, ort->Run(session, NULL, inputs, (const OrtValue *const[]){input}, 1,
                                  outputs, 1, &output)) &&
-           is_good(ort, ort->GetTensorMutableData(output, &sums));
+           umdi_is_good(ort, ort->GetTensorMutableData(output, &sums));
     *error = good ? 0 : NAN;
     for (int i = 0; good && i < SIDE; i++) {
         double off = fabs((double)((const int32_t *)sums)[i] - (double)(SIDE * 255 * largest));
