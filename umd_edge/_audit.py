@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import hmac
 import os
 import re
 import secrets
@@ -24,8 +23,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ._audit_chain import AUDIT_VERSION, FIRST, Link, encode_line, last_link, log_files
+from ._audit_secret import keyed_hash, read_secret
 from ._files import sync_folder, write_whole
-from ._json import dump_canonical
 from ._lock import FileLock
 from ._results import Alternative, Answer, Classification
 from .errors import AuditError, AuditWriteError, UsageError
@@ -37,7 +36,6 @@ __all__ = ["AuditLog", "keyed_hash", "read_secret"]
 
 MIN_BYTES = 4096
 _SECRET_BYTES = 32
-_SECRET = re.compile(rb"[0-9a-fA-F]{64}")
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
 _OPERATOR = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 
@@ -157,20 +155,32 @@ class AuditLog:
             AuditWriteError: The record is not on the disk; the result must not be used.
         """
         latency = {"image": round(image_ms, 3), "call": round(result.timing.total_ms, 3)}
-        self._append(
-            "result",
-            {
-                "bundle": result.bundle.to_dict(),
-                "variant": result.variant,
-                "provider": result.provider,
-                "int8_path": result.int8_path,
-                "task": task,
-                "status": result.status,
-                "latency_ms": latency,
-                **_outcome(result),
-                **self._inputs(image, given),
-            },
-        )
+        fields = {
+            "bundle": result.bundle.to_dict(),
+            "variant": result.variant,
+            "provider": result.provider,
+            "int8_path": result.int8_path,
+            "task": task,
+            "status": result.status,
+            "latency_ms": latency,
+            **_outcome(result),
+        }
+        self.record_found(fields, image, **given)
+
+    def record_found(
+        self, fields: Mapping[str, Any], image: Mapping[str, str], **given: Any
+    ) -> None:
+        """Append what came out for one image or text, in the words of the format.
+
+        Args:
+            fields: Members of the record, without those of its input.
+            image: As in `record_result`; empty where the record is about a text.
+            given: As in `record_result`.
+
+        Raises:
+            AuditWriteError: The record is not on the disk.
+        """
+        self._append("result", {**fields, **self._inputs(image, given)})
 
     def record_error(
         self, error: Exception, common: Mapping[str, Any], image: Mapping[str, str], **given: Any
@@ -337,12 +347,6 @@ class AuditLog:
         return keyed_hash(self._secret, "name", "")[:16]
 
 
-def keyed_hash(secret: bytes, kind: str, value: Any) -> str:
-    """See `AuditLog.keyed_hash`."""
-    content = dump_canonical({"kind": kind, "value": value})
-    return hmac.new(secret, content, hashlib.sha256).hexdigest()
-
-
 def _outcome(result: Result) -> dict[str, Any]:
     """Scores and decision."""
     if isinstance(result, Classification):
@@ -357,23 +361,6 @@ def _outcome(result: Result) -> dict[str, Any]:
             "decision": [result.answer] if result.answer else [],
         }
     raise UsageError(f"{type(result).__name__} given; a Classification or an Answer is recorded")
-
-
-def read_secret(path: Path) -> bytes:
-    """The secret of a log.
-
-    Raises:
-        AuditError: The file is missing, or holds something else.
-    """
-    if not path.is_file():
-        raise AuditError(f"the audit log's secret is not at {str(path)!r}; put it there")
-    text = path.read_bytes()[:1024].strip()
-    if not _SECRET.fullmatch(text):
-        raise AuditError(
-            f"{str(path)!r} does not hold the secret of an audit log: 64 hexadecimal digits. Put "
-            "the right file there; without it, a new one is made for a new log"
-        )
-    return bytes.fromhex(text.decode("ascii"))
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -8,16 +8,25 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+
 from ._image import LoadedImage, decode_image, load_image, read_image_file
+from ._postprocess import positives
 from .errors import UmdEdgeError, UsageError
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from ._audit import AuditLog
     from ._engine import Engine
     from ._image import ImageInput
     from ._results import Answer, Classification
+    from ._task import TaskSpec
 
-__all__ = ["AuditTrail", "check_audit", "load_recorded"]
+__all__ = ["TOP", "AuditTrail", "check_audit", "load_recorded"]
+
+TOP = 5
+"""How many outputs, texts or images a record of an evaluation or a ranking names."""
 
 ResultT = TypeVar("ResultT", "Answer", "Classification")
 
@@ -61,6 +70,43 @@ class AuditTrail:
         name = task or self._engine.vqa_task(None).name
         self._log.record_result(result, name, self._image, image_ms(), **given)
         return result
+
+    def record_example(
+        self,
+        task: TaskSpec,
+        probability: npt.NDArray[np.float64],
+        status: str,
+        call_ms: float,
+        image_ms: float,
+        **given: Any,
+    ) -> None:
+        """Record what an evaluation found for one record, with its most probable outputs.
+
+        Args:
+            task: What was evaluated.
+            probability: (K,) float64.
+            status: What a call would have said.
+            call_ms: What it took, in milliseconds.
+            image_ms: What decoding and encoding the image took.
+            given: As in `record`.
+
+        Raises:
+            AuditWriteError: It cannot be recorded.
+        """
+        best = np.argsort(-probability, kind="stable")[:TOP].tolist()
+        chosen = np.flatnonzero(positives(probability, task)).tolist()
+        latency = {"image": round(image_ms, 3), "call": round(call_ms, 3)}
+        fields = {
+            **self._common,
+            "int8_path": self._engine.graphs.int8_path,
+            "purpose": "evaluation",
+            "task": task.name,
+            "status": status,
+            "latency_ms": latency,
+            "scores": {task.outputs[row]: float(probability[row]) for row in best},
+            "decision": [task.outputs[row] for row in chosen],
+        }
+        self._log.record_found(fields, self._image, **given)
 
     def record_error(self, error: UmdEdgeError, task: str | None = None, **given: Any) -> None:
         """Record that a call failed."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,9 +22,10 @@ from ._retrieval import build_gallery, rank_galleries
 from ._retrieval_metrics import RetrievalItems, retrieval_items, retrieval_metrics
 from ._status import judge, outside_intended_use
 from ._task import OnUnmapped, TaskSpec
-from .errors import DataError, InputError, UnknownTaskError, UsageError
+from .errors import DataError, InputError, UmdEdgeError, UnknownTaskError, UsageError
 
 if TYPE_CHECKING:
+    from ._audit_ranking import RankingTrail
     from ._encoded import EncodedImage
 
 __all__ = [
@@ -153,7 +156,7 @@ def evaluate_records(
     found = np.empty(logits.shape)
     statuses: list[Status] = ["ok"] * len(listed)
     for row, encoded in _encoded_rows(predictor, listed, on_progress):
-        logits[row], found[row], statuses[row] = _judged(predictor, task, encoded, listed[row])
+        logits[row], found[row], statuses[row] = _recorded(predictor, task, encoded, listed[row])
     by_place = {record.where: record for record in records}
     evaluation = _evaluation(predictor, examples, example_metrics(task, listed, found))
     return evaluation, EvaluatedRecords(
@@ -198,13 +201,33 @@ def _judged(
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64], Status]:
     """Logits and probabilities (K,) of one example, and the status that a call would give."""
     engine = predictor._engine
-    structured = (example.structured_values, example.structured_mask)
-    logits = engine.example_logits(encoded, task, example.text, structured)
+    text = engine.prompt_features(example.text, keep=example.text == task.prompt)
+    structured = (example.structured_values[None], example.structured_mask[None])
+    logits, score = engine.infer(encoded, task, text, structured)
     values = probabilities(logits, task)
     if outside_intended_use(task, encoded.dicom):
         return logits, values, "outside_intended_use"
-    score = engine._ood_score(encoded, task, logits)
     return logits, values, judge(task, score, float(confidence(values, task)))[0]
+
+
+def _recorded(
+    predictor: Predictor, task: TaskSpec, encoded: EncodedImage, example: Example
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64], Status]:
+    """As `_judged`; where there is an audit log, its record is on the disk then."""
+    trail = encoded._trail
+    if trail is None:
+        return _judged(predictor, task, encoded, example)
+    text = example.text.removeprefix(task.prompt).strip() or None
+    given = {"question" if task.kind == "vqa" else "text": text}
+    start = perf_counter()
+    try:
+        logits, values, status = _judged(predictor, task, encoded, example)
+    except UmdEdgeError as error:
+        trail.record_error(error, task.name, **given)
+        raise
+    spent = (perf_counter() - start) * 1e3
+    trail.record_example(task, values, status, spent, encoded.timing.total_ms, **given)
+    return logits, values, status
 
 
 def predict_examples(
@@ -217,6 +240,9 @@ def predict_examples(
     result = np.empty((len(examples), len(task.outputs)))
     for row, encoded in _encoded_rows(predictor, examples, on_progress):
         example = examples[row]
+        if encoded._trail is not None:
+            result[row] = _recorded(predictor, task, encoded, example)[1]
+            continue
         structured = (example.structured_values, example.structured_mask)
         result[row] = predictor.probabilities(encoded, task, example.text, structured)
     return result
@@ -278,30 +304,49 @@ def rank_pool(
     # An example's text has the prompt already, and every record is evaluated, whatever its header.
     spec = replace(task, prompt="", applies_to={})
     engine = predictor._engine
+    trail = _ranking_trail(predictor, task)
     try:
         text_gallery = build_gallery(
-            engine, spec, "text", items.texts, on_progress=lambda done, _: on_progress(done, total)
+            engine,
+            spec,
+            "text",
+            items.texts,
+            on_error=trail.listener("text", items.texts, None) if trail else None,
+            on_progress=lambda done, _: on_progress(done, total),
         )
         image_gallery = build_gallery(
             engine,
             spec,
             "image",
             items.images,
+            on_error=trail.listener("image", items.images, None) if trail else None,
             on_progress=lambda done, _: on_progress(texts + done, total),
         )
     except InputError as error:
         raise DataError(
             f"{error} (mend or remove the record: leaving it out silently would change the figures)"
         ) from error
-    ranking = rank_galleries(
-        engine,
-        spec,
-        image_gallery,
-        text_gallery,
-        on_progress=lambda done, _: on_progress(encoded + done, total),
-    )
+    with trail.watching() if trail else nullcontext():
+        ranking = rank_galleries(
+            engine,
+            spec,
+            image_gallery,
+            text_gallery,
+            on_progress=lambda done, _: on_progress(encoded + done, total),
+        )
+    if trail is not None:
+        trail.record(ranking, image_gallery, text_gallery)
     on_progress(total, total)
     return ranking.pairs
+
+
+def _ranking_trail(predictor: Predictor, task: TaskSpec) -> RankingTrail | None:
+    log = predictor._audit
+    if log is None:
+        return None
+    from ._audit_ranking import RankingTrail
+
+    return RankingTrail(log, predictor._engine, task.name, "evaluation")
 
 
 def example_metrics(

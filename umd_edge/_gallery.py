@@ -87,6 +87,8 @@ class Gallery:
     """(N,) bool: whether an image's DICOM header contradicts the task."""
     names: tuple[str, ...] = field(repr=False)
     """Paths of images as given, empty for other images; empty for texts."""
+    texts: tuple[str, ...] = field(default=(), repr=False)
+    """Texts as given in this process; none for images, or where read from a file."""
     timing: Timing = field(default_factory=Timing)
     """What making it took; nothing where it was read from a file."""
 

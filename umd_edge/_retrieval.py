@@ -203,6 +203,7 @@ def build_gallery(
     collected = _Collected(known, tokens)
     digests: list[bytes] = []
     names: list[str] = []
+    texts: list[str] = []
     start = perf_counter()
     for index, given in enumerate(items):
         try:
@@ -210,13 +211,15 @@ def build_gallery(
             collected.add(item)
             digests.append(item.digest)
             names.append(item.name)
+            if kind == "text":
+                texts.append(given)
         except (InputError, MissingDependencyError) as error:
             if on_error is None:
                 raise
             on_error(index, error)
         on_progress(index + 1, len(items))
     if known is not None and known.digests.tobytes() == b"".join(digests):
-        return replace(known, names=tuple(names))
+        return replace(known, names=tuple(names), texts=tuple(texts))
     features = [collected.features(digest) for digest in digests]
     timing = replace(collected.timing, total_ms=(perf_counter() - start) * 1e3)
     return Gallery(
@@ -228,6 +231,7 @@ def build_gallery(
         tokens=_joined([item.tokens for item in features]) if tokens else None,
         outside=np.asarray([item.outside for item in features], np.bool_),
         names=tuple(names),
+        texts=tuple(texts),
         timing=timing,
     )
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from .._audit import keyed_hash, read_secret
 from .._audit_chain import FIRST, Link, read_log, verify_log
+from .._audit_secret import keyed_hash, read_secret
 from .._image import read_image_file
 from ..errors import AuditError, UsageError
 from ._options import as_json
@@ -20,6 +20,8 @@ from ._output import emit, note, table
 __all__ = ["audit"]
 
 _SHORT = 12
+_IMAGES = ("file_sha256", "gallery_sha256")
+_TEXTS = ("text", "gallery_text")
 _TIME = re.compile(r"\d{4}(-\d\d(-\d\d(T\d\d(:\d\d(:\d\d(\.\d{1,3})?)?)?Z?)?)?)?")
 
 
@@ -130,18 +132,23 @@ def show(log: str, as_json: bool, **filters: str | None) -> None:
 
 def _filter(log: str, filters: Mapping[str, str | None]) -> Callable[[Mapping[str, Any]], bool]:
     same = {key: filters[key] for key in ("task", "status") if filters[key] is not None}
-    inputs = dict(_input_hashes(log, filters))
+    inputs = list(_input_hashes(log, filters))
     since = _since(filters["since"])
 
     def wanted(record: Mapping[str, Any]) -> bool:
-        given = record.get("input", {})
         return (
             all(record.get(key) == value for key, value in same.items())
-            and all(given.get(key) == value for key, value in inputs.items())
+            and all(_names(record, kinds, value) for kinds, value in inputs)
             and str(record["time"]) >= since
         )
 
     return wanted
+
+
+def _names(record: Mapping[str, Any], kinds: tuple[str, ...], value: str) -> bool:
+    """Whether a record is about something, or ranks it among the best."""
+    things = [record.get("input", {}), *record.get("ranked", ())]
+    return any(thing.get(kind) == value for thing in things for kind in kinds)
 
 
 def _since(given: str | None) -> str:
@@ -154,20 +161,23 @@ def _since(given: str | None) -> str:
     return (given or "").removesuffix("Z")
 
 
-def _input_hashes(log: str, filters: Mapping[str, str | None]) -> Iterator[tuple[str, str]]:
+def _input_hashes(
+    log: str, filters: Mapping[str, str | None]
+) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Members in which an input may stand, and its hash."""
     image = filters["image"]
     if image is not None:
-        yield "file_sha256", hashlib.sha256(read_image_file(Path(image))).hexdigest()
+        yield _IMAGES, hashlib.sha256(read_image_file(Path(image))).hexdigest()
     for kind in ("question", "text"):
         value = filters[kind]
         if value is not None:
-            yield kind, keyed_hash(read_secret(Path(f"{log}.secret")), kind, value)
+            yield (kind,), keyed_hash(read_secret(Path(f"{log}.secret")), kind, value)
 
 
 def _row(link: Link) -> tuple[str, str, str, str, str, str, str]:
     record = link.record
     image = record.get("input", {})
-    shown = image.get("file_sha256") or image.get("pixels_sha256") or ""
+    shown = next((image[kind] for kind in (*_IMAGES, "pixels_sha256") if kind in image), "")
     latency = record.get("latency_ms", {})
     return (
         str(record["seq"]),
@@ -175,6 +185,15 @@ def _row(link: Link) -> tuple[str, str, str, str, str, str, str]:
         record.get("task") or "",
         record.get("status") or f"({record['event']})",
         shown[:_SHORT],
-        ", ".join(record.get("decision") or ()) or record.get("error") or "",
+        ", ".join(record.get("decision") or ()) or record.get("error") or _best(record),
         f"{sum(latency.values()):.1f}" if latency else "",
     )
+
+
+def _best(record: Mapping[str, Any]) -> str:
+    """The first of a ranked list: `text 1f2e3d4c5b6a (0.312)`."""
+    for item in record.get("ranked", ()):
+        kind = next(kind for kind in (*_IMAGES, *_TEXTS) if kind in item)
+        what = "text" if kind in _TEXTS else "image"
+        return f"{what} {item[kind][:_SHORT]} ({item['score']:.3f})"
+    return ""

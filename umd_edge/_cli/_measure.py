@@ -12,7 +12,7 @@ from .._evaluate import Evaluation, evaluate_file, evaluate_records
 from .._predictor import Predictor
 from .._site_report_rules import Verdict, read_rule
 from ..errors import UsageError
-from ._options import as_json, with_predictor
+from ._options import as_json, with_audited_predictor, with_predictor
 from ._output import emit, note, progress, table
 from ._places import check_place
 
@@ -48,7 +48,7 @@ NOT_ACCEPTED = 6
     help="What must hold, such as accuracy>=0.8 or accuracy.low>=0.7; repeatable.",
 )
 @click.option("--with-ids", is_flag=True, help="Name the records that were not right in the page.")
-@with_predictor
+@with_audited_predictor
 @as_json
 def evaluate(
     predictor: Predictor,

@@ -13,7 +13,7 @@ from .._gallery import Gallery
 from .._predictor import Predictor
 from .._rank import CANDIDATES, DIRECTIONS, METHODS, Direction, Match, Method, Ranking
 from ..errors import ImageInputError, TextInputError, UmdEdgeError, UsageError
-from ._options import as_json, with_predictor
+from ._options import as_json, with_audited_predictor
 from ._output import emit, note, progress, report, table
 
 __all__ = ["rank"]
@@ -54,7 +54,7 @@ _MAX_TEXTS_BYTES = 64 << 20
     help="Folder in which the encoded images are kept; without IMAGE, those in it are ranked.",
 )
 @click.option("--rebuild", is_flag=True, help="Make a gallery again that cannot be used as it is.")
-@with_predictor
+@with_audited_predictor
 @as_json
 def rank(
     predictor: Predictor,

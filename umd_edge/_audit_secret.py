@@ -1,0 +1,39 @@
+"""The secret of an audit log, and the hashes that are keyed with it."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from pathlib import Path
+from typing import Any
+
+from ._json import dump_canonical
+from .errors import AuditError
+
+__all__ = ["keyed_hash", "read_secret"]
+
+_SECRET = re.compile(rb"[0-9a-fA-F]{64}")
+
+
+def keyed_hash(secret: bytes, kind: str, value: Any) -> str:
+    """See `AuditLog.keyed_hash`."""
+    content = dump_canonical({"kind": kind, "value": value})
+    return hmac.new(secret, content, hashlib.sha256).hexdigest()
+
+
+def read_secret(path: Path) -> bytes:
+    """The secret of a log.
+
+    Raises:
+        AuditError: The file is missing, or holds something else.
+    """
+    if not path.is_file():
+        raise AuditError(f"the audit log's secret is not at {str(path)!r}; put it there")
+    text = path.read_bytes()[:1024].strip()
+    if not _SECRET.fullmatch(text):
+        raise AuditError(
+            f"{str(path)!r} does not hold the secret of an audit log: 64 hexadecimal digits. Put "
+            "the right file there; without it, a new one is made for a new log"
+        )
+    return bytes.fromhex(text.decode("ascii"))
