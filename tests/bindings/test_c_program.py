@@ -75,10 +75,13 @@ def _synthetic() -> Iterator[np.ndarray[Any, Any]]:
     yield rng.integers(900, 1_100, (41, 23, 3), dtype=np.uint16)
 
 
-def test_vectors_of_made_up_images(program: Path, tiny_bundle: Path, tmp_path: Path) -> None:
-    predictor = umd_edge.Predictor.load(tiny_bundle)
+@pytest.mark.parametrize("variant", ["int8", "fp32"])
+def test_vectors_of_made_up_images(
+    variant: str, program: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    predictor = umd_edge.Predictor.load(tiny_bundle, variant=variant)
     vectors = write_vectors(tmp_path / "vectors", predictor, [*_synthetic(), *_synthetic()])
-    out = _run(program, "vectors", tiny_bundle, onnxruntime_library(), vectors)
+    out = _run(program, "vectors", tiny_bundle, onnxruntime_library(), vectors, variant)
     assert out == "16 vectors\n"
 
 
@@ -86,9 +89,11 @@ def test_a_vector_that_differs_is_noticed(program: Path, tiny_bundle: Path, tmp_
     predictor = umd_edge.Predictor.load(tiny_bundle)
     vectors = write_vectors(tmp_path / "vectors", predictor, [*_synthetic()][:1])
     data = bytearray(vectors.read_bytes())
-    data[-8:] = np.float64(0.25).tobytes()
-    vectors.write_bytes(data)
-    _run(program, "vectors", tiny_bundle, onnxruntime_library(), vectors, code=1)
+    for end, wrong in ((8, np.float64(0.25).tobytes()), (12, data[-12:-11] + b"\x00\x00\x01")):
+        broken = data[:-end] + wrong + data[len(data) - end + len(wrong) :]
+        assert len(broken) == len(data)
+        vectors.write_bytes(broken)
+        _run(program, "vectors", tiny_bundle, onnxruntime_library(), vectors, code=1)
 
 
 def _real_images(folder: Path, count: int) -> Iterator[np.ndarray[Any, Any]]:
@@ -96,10 +101,13 @@ def _real_images(folder: Path, count: int) -> Iterator[np.ndarray[Any, Any]]:
     for name in SETS:
         lines = (folder / name / "train.jsonl").read_text(encoding="utf-8").splitlines()
         names = list(dict.fromkeys(json.loads(line)["image"] for line in lines))[:count]
-        for image in names:
+        for index, image in enumerate(names):
             with Image.open(folder / name / image) as opened:
                 grey = opened.mode in ("L", "I;16")
-                yield np.asarray(opened if grey else opened.convert("RGB"))
+                pixels = np.asarray(opened if grey else opened.convert("RGB"))
+            if index % 4 == 1:  # as from a detector of 12 bits
+                pixels = pixels.astype(np.uint16) * 16 + 7
+            yield pixels[: -1 - index % 3, index % 5 :] if index % 4 > 1 else pixels
 
 
 def _default_bundle() -> Path:

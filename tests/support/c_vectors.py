@@ -10,17 +10,23 @@ from typing import Any
 import numpy as np
 
 import umd_edge
+from umd_edge._engine import task_text
 from umd_edge._image import load_image
 from umd_edge._preprocess import preprocess
+from umd_edge._task import compose_text
 
 Array = np.ndarray[Any, Any]
-QUESTIONS = (
-    "Which organ is shown?",
-    "is there a pleural effusion ?",
-    "Qué órgano se ve: ¿tórax? (naïve; 3,5 cm!)",
-    "what is it " + "really " * 200,
-    "x",
-)
+WORDS = (
+    "which organ is shown in the x-ray ? is there a pleural-effusion? ¿qué órgano se ve: tórax, "
+    "(naïve; 3,5 cm!) Größe, façade 'Ödem' [left/right] 50% a.p. C5/6 ÀÉÎõü don't"
+).split()
+
+
+def question(number: int) -> str:
+    """Another one for each number, of 1 to 200 words in no order."""
+    count = number * 77 % 201
+    words = [WORDS[(number + place) % len(WORDS)] for place in range(count)]
+    return " ".join(words) or "x"
 
 
 def vectors(predictor: umd_edge.Predictor, images: Iterable[Array]) -> Iterable[bytes]:
@@ -30,7 +36,7 @@ def vectors(predictor: umd_edge.Predictor, images: Iterable[Array]) -> Iterable[
         if index % 2:
             yield _vector(predictor, image, names[index // 2 % len(names)], "")
         else:
-            yield _vector(predictor, image, "", QUESTIONS[index // 2 % len(QUESTIONS)])
+            yield _vector(predictor, image, "", question(index // 2))
 
 
 def write_vectors(path: Path, predictor: umd_edge.Predictor, images: Iterable[Array]) -> Path:
@@ -57,19 +63,30 @@ def _vector(predictor: umd_edge.Predictor, image: Array, task: str, text: str) -
             *(struct.pack("=I", ids.size), ids.tobytes()),
             *(struct.pack("=I", values.size), values.tobytes()),
             struct.pack("=I", len(items)),
-            *(struct.pack("=Id", output, probability) for output, probability in items),
+            *(struct.pack("=Ifd", *item) for item in items),
         ]
     )
 
 
 def _items(
     predictor: umd_edge.Predictor, pixels: Array, task: str, text: str
-) -> Sequence[tuple[int, float]]:
+) -> Sequence[tuple[int, float, float]]:
+    """Output, logit and probability of what C lists."""
+    encoded, engine = predictor.encode(pixels), predictor._engine
     if task:
-        findings = predictor.classify(pixels, task).findings
-        return [(index, finding.probability) for index, finding in enumerate(findings)]
-    answer = predictor.ask(pixels, text)
-    answers = next(t.outputs for t in predictor.tasks if t.kind == "vqa")
-    ranked = [(answer.answer, answer.probability)]
-    ranked += [(item.answer, item.probability) for item in answer.alternatives]
-    return [(answers.index(name), probability) for name, probability in ranked]
+        spec = engine.classification_task(task)
+        findings = encoded.classify(task).findings
+        ranked = [(finding.label, finding.probability) for finding in findings]
+        features = engine.prompt_features(task_text(spec, None), keep=True)
+    else:
+        spec = engine.vqa_task(None)
+        answer = encoded.ask(text)
+        ranked = [(answer.answer, answer.probability)]
+        ranked += [(item.answer, item.probability) for item in answer.alternatives]
+        features = engine.question_features(compose_text(spec.prompt, [text]))
+    logits, _ = engine.infer(encoded, spec, features, None)
+    outputs = [spec.outputs.index(name) for name, _ in ranked]
+    return [
+        (output, float(logits[output]), probability)
+        for output, (_, probability) in zip(outputs, ranked, strict=True)
+    ]

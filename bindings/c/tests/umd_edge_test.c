@@ -1,7 +1,7 @@
 /* What a test in another language cannot do to the library: run it in many threads, take its memory
  * away, watch its memory, and do all of that under a sanitiser.
  *
- *     umd_edge_test vectors     BUNDLE ONNXRUNTIME VECTORS
+ *     umd_edge_test vectors     BUNDLE ONNXRUNTIME VECTORS [VARIANT]
  *     umd_edge_test threads     BUNDLE ONNXRUNTIME THREADS RUNS
  *     umd_edge_test allocations BUNDLE ONNXRUNTIME
  *     umd_edge_test memory      BUNDLE ONNXRUNTIME RUNS
@@ -12,8 +12,9 @@
  * A file of vectors, in the processor's byte order, has for each: the uint32 width, height, channels,
  * bytes per value, length of the task's name and of the text; name, text and pixels; the uint32
  * count of tokens, and their int64 ids; the uint32 count of pixel values, and their float32; the
- * uint32 count of items, and for each the uint32 output and the double probability. A vector of an
- * empty task is a question. */
+ * uint32 count of items, and for each the uint32 output, the float32 logit and the double
+ * probability. A vector of an empty task is a question. Logits must be equal to the bit, and of the
+ * variant `fp32` to 1e-6. */
 #include <math.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -33,14 +34,21 @@ static int fail(const char *what)
     return 1;
 }
 
-static umd_status open_bundle(const char *bundle, const char *onnxruntime,
-                              const umd_allocator *allocator, umd_predictor **out)
+static umd_status open_variant(const char *bundle, const char *onnxruntime, const char *variant,
+                               const umd_allocator *allocator, umd_predictor **out)
 {
     umd_open_options options;
     umd_open_options_init(&options, sizeof options);
     options.onnxruntime = onnxruntime;
+    options.variant = variant;
     options.allocator = allocator;
     return umd_open(bundle, &options, out);
+}
+
+static umd_status open_bundle(const char *bundle, const char *onnxruntime,
+                              const umd_allocator *allocator, umd_predictor **out)
+{
+    return open_variant(bundle, onnxruntime, NULL, allocator, out);
 }
 
 static umd_pixels picture(uint8_t *bytes, unsigned seed)
@@ -154,6 +162,28 @@ static bool check_pixels(umd_predictor *predictor, const vector *v, FILE *file)
     return equal;
 }
 
+static bool is_item(const umd_item *item, FILE *file, double tolerance)
+{
+    uint32_t output = read_count(file);
+    float logit = NAN;
+    double probability = NAN;
+    if (fread(&logit, sizeof logit, 1, file) != 1 ||
+        fread(&probability, sizeof probability, 1, file) != 1)
+        return false;
+    /* exp may differ in its last bits between C libraries and numpy. */
+    return item->output == output && fabs((double)item->logit - (double)logit) <= tolerance &&
+           fabs(item->probability - probability) <= 1e-14 * probability + tolerance;
+}
+
+static double tolerance_of(umd_predictor *predictor)
+{
+    umd_description facts;
+    umd_description_init(&facts, sizeof facts);
+    if (umd_describe(predictor, &facts) != UMD_OK)
+        return NAN;
+    return strcmp(facts.variant, "fp32") == 0 ? 1e-6 : 0;
+}
+
 static bool check_items(umd_predictor *predictor, const vector *v, FILE *file)
 {
     umd_pixels pixels = describe(v);
@@ -167,15 +197,8 @@ static bool check_items(umd_predictor *predictor, const vector *v, FILE *file)
         equal = (v->task[0] == '\0' ? umd_ask(image, v->text, NULL, NULL, &result)
                                     : umd_classify(image, v->task, NULL, NULL, &result)) == UMD_OK;
     for (uint32_t i = 0; i < wanted; i++) {
-        uint32_t output = read_count(file);
-        double probability = NAN;
-        equal = fread(&probability, sizeof probability, 1, file) == 1 && equal;
-        if (equal && umd_get_item(result, i, &item) == UMD_OK)
-            /* exp may differ in its last bits between C libraries and numpy. */
-            equal = item.output == output &&
-                    fabs(item.probability - probability) <= 1e-14 * probability;
-        else
-            equal = false;
+        equal = equal && umd_get_item(result, i, &item) == UMD_OK;
+        equal = is_item(&item, file, tolerance_of(predictor)) && equal;
     }
     umd_result_free(result);
     umd_image_free(image);
@@ -205,7 +228,8 @@ static int run_vectors(char **arguments)
     FILE *file = fopen(arguments[2], "rb");
     vector v;
     int checked = 0, failed = 0;
-    if (file == NULL || open_bundle(arguments[0], arguments[1], NULL, &predictor) != UMD_OK)
+    if (file == NULL ||
+        open_variant(arguments[0], arguments[1], arguments[3], NULL, &predictor) != UMD_OK)
         return fail("open");
     if (umd_selftest(predictor, NULL, NULL) != UMD_OK)
         failed = fail("self-test");
