@@ -92,7 +92,7 @@ def soft_targets(
 @click.option("--data", type=_PATH, required=True, help="Data sets' folder.")
 @click.option("--out", type=_PATH, required=True, help="Folder of the runs and of the report.")
 @click.option("--teacher", "teachers", type=_PATH, multiple=True, help="As in distil.")
-@click.option("--targets", type=_PATH, help="As in distil.")
+@click.option("--targets", type=_PATH, help="Soft targets; --teacher is then compared alone.")
 @click.option("--feature-teacher", "published", multiple=True, metavar="MODEL", help="Likewise.")
 @click.option("--seed", "seeds", type=int, multiple=True, default=(0, 1, 2), show_default=True)
 @click.option("--split", type=click.Choice(["train", "val"]), default="val", show_default=True)

@@ -29,6 +29,7 @@ from . import compare
 from .distil import TeacherPaths, distil
 from .distil_page import draw_report
 from .distil_scores import Part, PartScores, changed_decisions, results, score_part, task_parts
+from .soft_targets import require_teachers
 
 __all__ = ["report_distillation", "without_teacher"]
 
@@ -70,11 +71,12 @@ class _Study:
         if (out / "final").is_dir():
             return
         recipe = self.recipe if arm == _STUDENT else without_teacher(self.recipe)
+        stored = self.teachers.targets is not None
         distil(
             replace(recipe, seed=seed),
             self.data,
             out,
-            teachers=self.teachers.checkpoints,
+            teachers=() if stored else self.teachers.checkpoints,
             targets=self.teachers.targets,
             published=self.teachers.published,
             resume=(out / "checkpoints").exists(),
@@ -121,7 +123,9 @@ def report_distillation(
         recipe: Of the student; its seed is replaced.
         data: Folder of the data sets.
         out: Folder of the runs; `report.json`, `report.html` and pictures are written there.
-        teachers: As for `distil`. Of several checkpoints each is reported alone.
+        teachers: As for `distil`, but checkpoints may stand beside soft targets: the student then
+            learns from the targets, and the checkpoints that made them are compared with it. Of
+            several checkpoints each is reported alone.
         seeds: One or more.
         split: Records to compare on.
 
@@ -135,12 +139,14 @@ def report_distillation(
         differences also have `changed_decisions`.
 
     Raises:
-        UsageError: No seed is given, or one is given twice.
+        UsageError: No seed is given, one is given twice, or the soft targets are of other teachers.
         UnknownTaskError: A teacher lacks a task of the recipe.
         DataError: The split holds no record of a task.
     """
     if not seeds or len(set(seeds)) != len(seeds):
         raise UsageError(f"seeds {list(seeds)} given; one or more different ones are needed")
+    if teachers.targets is not None and teachers.checkpoints:
+        require_teachers(teachers.targets, teachers.checkpoints)
     study = _Study(recipe, data, out, teachers, tuple(seeds), split)
     for seed in seeds:
         for arm in _FOLDERS:

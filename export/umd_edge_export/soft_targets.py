@@ -54,7 +54,7 @@ from .teachers import (
     teacher_sources,
 )
 
-__all__ = ["SoftTargets", "SoftTargetsError", "write_soft_targets"]
+__all__ = ["SoftTargets", "SoftTargetsError", "require_teachers", "write_soft_targets"]
 
 _FORMAT = "umd-edge-soft-targets-2"
 _PICTURES = 32
@@ -267,6 +267,28 @@ class SoftTargets:
                 known.to(device),
             )
         return said
+
+
+def require_teachers(path: Path, teachers: Sequence[Path]) -> None:
+    """Whether a file holds the word of these teachers and no others.
+
+    Args:
+        path: Soft targets.
+        teachers: Checkpoint directories.
+
+    Raises:
+        UsageError: It is of other teachers.
+        SoftTargetsError: It is missing or damaged.
+        CheckpointError: A teacher is missing or damaged.
+    """
+    header, _ = _read(path)
+    stored = sorted(str(source["weights"]) for source in header["teachers"].values())
+    given = sorted(str(source["weights"]) for source in teacher_sources(teachers).values())
+    if stored != given:
+        raise UsageError(
+            f"soft targets {str(path)!r} are of other teachers than --teacher; give the same ones, "
+            "or write the file again"
+        )
 
 
 def _places(keys: Tensor) -> dict[bytes, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from umd_edge_export.distil_scores import (
     score_part,
     task_parts,
 )
+from umd_edge_export.soft_targets import write_soft_targets
 from umd_edge_train.checkpoint import load_checkpoint
 from umd_edge_train.evaluate import evaluate_checkpoint
 from umd_edge_train.finetuning import finetune
@@ -238,6 +240,35 @@ def test_runs_of_other_records_or_labels_are_not_joined():
     for other in (_scores([{"a"}, {"a"}]), _scores([{"a"}], ("a",))):
         with pytest.raises(DataError, match="different records or labels"):
             results([one, other], "accuracy")
+
+
+# --- stored answers -----------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def targets(study, synth: Path, teacher: Path) -> Path:
+    recipe, out, _ = study
+    write_soft_targets(recipe, synth, [teacher], out / "targets.safetensors")
+    return out / "targets.safetensors"
+
+
+def test_students_of_stored_answers_are_compared_with_who_gave_them(
+    study, targets: Path, synth: Path, teacher: Path, tmp_path: Path
+):
+    recipe, out, before = study
+    shutil.copytree(out / "alone-seed-0", tmp_path / "alone-seed-0")
+    given = TeacherPaths((teacher,), targets)
+    report = report_distillation(recipe, synth, tmp_path, teachers=given, seeds=(0,))
+    assert report["pooled"]["arms"][TEACHER] == before["pooled"]["arms"][TEACHER]
+    found = json.loads((tmp_path / "student-seed-0" / "final" / "provenance.json").read_text())
+    assert "teacher 1" in found["data"]
+
+
+def test_stored_answers_of_somebody_else_are_refused(study, targets: Path, synth: Path):
+    recipe, out, _ = study
+    given = TeacherPaths((out / "alone-seed-0" / "final",), targets)
+    with pytest.raises(UsageError, match="of other teachers"):
+        report_distillation(recipe, synth, out, teachers=given, seeds=(0, 1))
 
 
 # --- refusals -----------------------------------------------------
