@@ -132,6 +132,12 @@ class EncodedImage:
         """Height and width in pixels of the image as it was decoded."""
         return self._size
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the arrays that it keeps, once it is encoded."""
+        small = 0 if self._small is None else self._small.nbytes
+        return small + sum(output.nbytes for output in self.features())
+
     def pixel_values(self) -> Float32Array:
         """(1, C, H, W) float32: the image as the vision graph takes it."""
         self.features()

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from support.chromium import browser, chromium
+from support.clips import make_clip, moving_bar
 from umd_edge import Predictor
 
 READY = "!document.querySelector('#ask-button').disabled"
@@ -119,6 +120,27 @@ def test_the_frame_of_a_clip_is_chosen(page, clip, tmp_path):
     page.wait(READY)
     page.click("#suggestions button")
     page.wait("document.querySelectorAll('#results article').length === 1")
+
+
+def test_a_video_gets_one_answer_and_each_frame_its_own(page, tmp_path):
+    pytest.importorskip("av")
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(make_clip(moving_bar(12)))
+    page.choose_file("#file", path)
+    page.wait("!document.querySelector('#frames').hidden")
+    page.wait(READY)
+    assert page.run("document.querySelector('#clip-on').checked")
+    page.click("#suggestions button")
+    page.wait("document.querySelectorAll('#results article').length === 1")
+    assert "From frames 1, 3, 4, 6, 7, 9, 10, 12 of 12" in page.text("#results")
+    assert page.run("document.querySelector('button.heat') === null")
+    page.screenshot(tmp_path / "clip.png")
+    page.click("#clip-on")
+    page.wait("document.querySelectorAll('#results article').length === 0")
+    page.wait(READY)
+    page.click("#suggestions button")
+    page.wait("document.querySelectorAll('#results article').length === 1")
+    assert "From frames" not in page.text("#results")
 
 
 def test_a_bad_file_is_told_in_words(page, tmp_path):

@@ -4,34 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from .._defaults import FRAMES
-from .._encoded import EncodedImage
+from .._frames import MOST_FRAMES
 from .._image import kind_of
 from .._predictor import Predictor
 from .._results import Classification
 from ..errors import UsageError
 
-if TYPE_CHECKING:
-    from .._clip import EncodedClip
-
 __all__ = [
     "check_frames",
     "classify_frames",
-    "encode_frames",
     "frames_line",
     "frames_option",
     "part_names",
 ]
 
-_MOST_FRAMES = 256
-
 frames_option = click.option(
     "--frames",
-    type=click.IntRange(1, _MOST_FRAMES),
+    type=click.IntRange(1, MOST_FRAMES),
     help="One answer for a clip or a DICOM file with several frames, from this many of them, "
     f"spread evenly. [{FRAMES} for MP4, AVI and MPEG; DICOM needs the number]",
 )
@@ -62,18 +56,6 @@ def classify_frames(
     given = {name: value for name, value in options.items() if name != "frame"}
     result = clip.classify(task, **given)
     return replace(result, timing=clip.timing + result.timing)
-
-
-def encode_frames(
-    predictor: Predictor, image: str, frame: int | None, frames: int | None
-) -> EncodedImage | EncodedClip:
-    """Encode an image, or frames of a clip."""
-    kind = kind_of(image)
-    if frame is None and kind == "clip":
-        return predictor.encode_clip(image, frames or FRAMES)
-    if frames is None or kind == "image":
-        return predictor.encode(image, frame=frame)
-    return predictor.encode_clip(image, frames)
 
 
 def frames_line(frames: Mapping[str, Any]) -> str:

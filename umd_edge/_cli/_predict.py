@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from .._deadline import limited
+from .._frames import encode_frames
 from .._predictor import Predictor
 from .._results import answers_to_dict
 from ..errors import UsageError
@@ -15,7 +16,6 @@ from ._archive import Archive, archive_options
 from ._clips import (
     check_frames,
     classify_frames,
-    encode_frames,
     frames_line,
     frames_option,
     part_names,

@@ -29,7 +29,7 @@ def error_answer(error: UmdEdgeError) -> JSONAnswer:
     An error that names the number of frames of an object carries it as `frames`.
     """
     content: dict[str, Any] = {
-        "type": type(error).__name__.replace("FrameNeededError", "DicomInputError"),
+        "type": getattr(error, "type", type(error).__name__),
         "message": " ".join(str(error).split()),
     }
     frames = getattr(error, "frames", None)

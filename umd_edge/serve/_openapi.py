@@ -5,12 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from .. import __version__
+from .._defaults import FRAMES
+from .._frames import MOST_FRAMES
 from .._predictor import Predictor
 from ._options import ServeOptions
 from ._schemas import reference, schemas
 
 __all__ = ["describe"]
 
+_FILE_KINDS = (
+    "image/png",
+    "image/jpeg",
+    "application/dicom",
+    "video/mp4",
+    "video/mpeg",
+    "video/x-msvideo",
+    "application/octet-stream",
+)
 _ERRORS = {
     "400": "A field is missing, unknown or not readable",
     "401": "The token is missing or wrong",
@@ -104,18 +115,27 @@ def describe(options: ServeOptions, predictor: Predictor) -> dict[str, Any]:
 def _paths(predictor: Predictor) -> dict[str, Any]:
     image = {
         "image_id": _string("What /v1/images gave, instead of an image"),
-        "frame": {**_WHOLE, "description": "Frame of a DICOM object with several"},
+        "frame": {**_WHOLE, "description": "Frame of a DICOM object or clip with several"},
+    }
+    clip = {
+        **image,
+        "frames": {
+            **_WHOLE,
+            "maximum": MOST_FRAMES,
+            "description": f"One answer from so many frames, spread evenly; {FRAMES} for MP4, AVI "
+            "and MPEG, DICOM needs the number",
+        },
     }
     png = {"image/png": {"schema": {"type": "string", "contentMediaType": "image/png"}}}
     return {
         "/v1/classify": _post(
             "classify",
             "Classify an image",
-            {**_classify_fields(predictor), **image},
+            {**_classify_fields(predictor), **clip},
             _json("ClassifyLine"),
         ),
         "/v1/ask": _post(
-            "ask", "Ask about an image", {**_ask_fields(predictor), **image}, _json("AskLine")
+            "ask", "Ask about an image", {**_ask_fields(predictor), **clip}, _json("AskLine")
         ),
         "/v1/explain": _post(
             "explain",
@@ -126,7 +146,7 @@ def _paths(predictor: Predictor) -> dict[str, Any]:
         "/v1/images": _post(
             "addImage",
             "Encode an image once, for many requests",
-            {"frame": image["frame"]},
+            {"frame": clip["frame"], "frames": clip["frames"]},
             _json("StoredImage"),
             "201",
         ),
@@ -180,7 +200,7 @@ def _post(
     if "image_id" in fields:
         document = {"type": "object", "properties": fields, "additionalProperties": False}
         body["application/json"] = {"schema": document}
-    for kind in ("image/png", "image/jpeg", "application/dicom", "application/octet-stream"):
+    for kind in _FILE_KINDS:
         body[kind] = {"schema": {}}
     parameters = [
         {"name": name, "in": "query", "required": False, **_in_query(schema)}

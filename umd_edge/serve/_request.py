@@ -27,7 +27,18 @@ from ._queue import Ticket
 __all__ = ["Fields", "read_fields"]
 
 _IMAGE_TYPES = frozenset(
-    {"", "application/octet-stream", "application/dicom", "image/png", "image/jpeg", "image/jpg"}
+    {
+        "",
+        "application/octet-stream",
+        "application/dicom",
+        "image/jpeg",
+        "image/jpg",
+        "image/png",
+        "video/avi",
+        "video/mp4",
+        "video/mpeg",
+        "video/x-msvideo",
+    }
 )
 _MOST_JSON_BYTES = 1 << 20
 _MOST_QUERY_VALUES = 64

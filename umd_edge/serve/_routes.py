@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from importlib import resources
 from typing import Any
 
@@ -12,6 +13,7 @@ from starlette.responses import Response
 from .. import __version__
 from .._demo import QUESTIONS
 from .._describe import describe_bundle
+from .._encoded import EncodedImage
 from .._engine import check_question
 from .._explain import proven_methods
 from .._overlay import draw_explanation
@@ -155,10 +157,14 @@ class _Routes:
             def predict(source: Source) -> Mapping[str, Any]:
                 if source.stored is not None:
                     return source.stored.classify(str(task), **given).to_dict()
-                with source.frames_told():
-                    return self._predictor.classify(
-                        source.data, str(task), frame=source.frame, **given
-                    ).to_dict()
+                if source.frames is None:
+                    with source.frames_told():
+                        return self._predictor.classify(
+                            source.data, str(task), frame=source.frame, **given
+                        ).to_dict()
+                encoded = source.encoded(self._predictor)
+                result = encoded.classify(str(task), **given)
+                return replace(result, timing=encoded.timing + result.timing).to_dict()
 
             return predict
 
@@ -198,7 +204,7 @@ class _Routes:
             fields.finish()
 
             def explained() -> dict[str, Any] | bytes:
-                explanation = source.encoded(self._predictor).explain(**given)
+                explanation = source.one_image(self._predictor).explain(**given)
                 if not as_picture:
                     return explanation.to_dict()
                 return png(draw_explanation(source.pixels()[0], explanation), side)
@@ -216,7 +222,7 @@ class _Routes:
         with service.queue.admit() as ticket:
             fields = await service.read(request, ticket)
             predict = prepare(fields)
-            source = service.source(fields)
+            source = service.source(fields, clips=True)
             fields.finish()
             result = await service.work(request, ticket, lambda: predict(source))
         line = {"image": source.name, "index": 0, **result}
@@ -227,20 +233,21 @@ class _Routes:
         service = self._service
         with service.queue.admit() as ticket:
             fields = await service.read(request, ticket)
-            source = service.source(fields)
+            source = service.source(fields, clips=True)
             fields.finish()
             encoded = await service.work(request, ticket, lambda: source.encoded(self._predictor))
-        facts = encoded.dicom
-        return JSONAnswer(
-            {
-                "image_id": service.keep(source, encoded),
-                "expires_s": service.options.image_ttl_s,
-                "frames": 1 if facts is None else facts.frames,
-                "frame": source.frame,
-                "timing_ms": encoded.timing.to_dict(),
-            },
-            status_code=201,
-        )
+        answer: dict[str, Any] = {
+            "image_id": service.keep(source, encoded),
+            "expires_s": service.options.image_ttl_s,
+            "frame": source.frame,
+            "timing_ms": encoded.timing.to_dict(),
+        }
+        if isinstance(encoded, EncodedImage):
+            answer["frames"] = 1 if encoded.dicom is None else encoded.dicom.frames
+        else:
+            answer["frames"] = encoded.frames.total
+            answer["numbers"] = list(encoded.frames.numbers)
+        return JSONAnswer(answer, status_code=201)
 
     async def remove_image(self, request: Request) -> Response:
         self._service.images.remove(request.path_params["id"])

@@ -50,12 +50,15 @@ def _lines() -> dict[str, Any]:
     decided = {"status": {"type": "string", "enum": _STATUSES}, "reason": _TEXT}
     more = {"ood_score": {"type": "number"}, "prediction_set": reference("PredictionSet")}
     dicom = {"dicom": reference("Dicom")}
+    clip = {"frames": reference("ClipFrames"), "images": reference("UsedImages")}
     return {
         "ClassifyLine": _object(
             {**common, "task": _TEXT, **decided, "findings": _list(reference("Finding"))},
-            {**dicom, **more},
+            {**dicom, **clip, **more},
         ),
-        "AskLine": _object({**common, "answers": _list(reference("Answer"))}, dicom),
+        "AskLine": _object(
+            {**common, "answers": _list(reference("Answer"))}, {**dicom, "frames": clip["frames"]}
+        ),
         "Answer": _object(
             {
                 "question": _TEXT,
@@ -64,7 +67,7 @@ def _lines() -> dict[str, Any]:
                 "alternatives": _list(reference("Alternative")),
                 **decided,
             },
-            more,
+            {**more, "images": clip["images"]},
         ),
         "ExplainLine": _object(
             {
@@ -107,6 +110,14 @@ def _parts() -> dict[str, Any]:
             },
             {"states": {"type": "object"}},
         ),
+        "ClipFrames": _object({"numbers": _list(_WHOLE), "total": _WHOLE}),
+        "UsedImages": _object(
+            {
+                "given": _WHOLE,
+                "used": _WHOLE,
+                "left_out": _list(_object({"index": _WHOLE, "status": _TEXT, "reason": _TEXT})),
+            }
+        ),
         "Dicom": _object(
             {
                 "study_instance_uid": uid,
@@ -143,7 +154,7 @@ def _own() -> dict[str, Any]:
     facts = {"name": _TEXT, "version": _TEXT, "sha256": _TEXT, "service": {"type": "object"}}
     error = _object({"type": _TEXT, "message": _TEXT}, {"frames": _WHOLE})
     return {
-        "StoredImage": _object(stored),
+        "StoredImage": _object(stored, {"numbers": _list(_WHOLE)}),
         "Info": _object(facts),
         "Tasks": _object({"tasks": _list(_object(task)), "suggestions": _list(_TEXT)}),
         "State": _object({"status": _TEXT}),

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from starlette.requests import Request
 
 from .._encoded import EncodedImage
-from .._image import load_image
+from .._frames import MOST_FRAMES, encode_frames
+from .._image import kind_of, load_image
 from .._predictor import Predictor
-from ..errors import DicomInputError
+from ..errors import ImageInputError
 from ._errors import BadRequestError
 from ._metrics import Metrics
 from ._options import ServeOptions
@@ -25,6 +26,8 @@ from ._store import ImageStore, StoredImage
 if TYPE_CHECKING:
     from PIL import Image
 
+    from .._clip import EncodedClip
+
 __all__ = ["ClientGone", "FrameNeededError", "Service", "Source", "picture", "png"]
 
 Result = TypeVar("Result")
@@ -34,11 +37,12 @@ class ClientGone(Exception):  # noqa: N818 - nothing is wrong, there is nobody l
     """The client closed the connection before it was answered."""
 
 
-class FrameNeededError(DicomInputError):
+class FrameNeededError(ImageInputError):
     """The object holds several frames and none was named; their number goes with the error."""
 
-    def __init__(self, message: str, frames: int) -> None:
-        super().__init__(message)
+    def __init__(self, error: ImageInputError, frames: int) -> None:
+        super().__init__(str(error))
+        self.type = type(error).__name__
         self.frames = frames
 
 
@@ -50,14 +54,33 @@ class Source:
     """As `image` of the result: the id, or the file name that came with the bytes."""
     data: bytes
     frame: int | None
-    stored: EncodedImage | None = None
+    frames: int | None = None
+    """How many frames of a clip are taken as one."""
+    stored: EncodedImage | EncodedClip | None = None
 
-    def encoded(self, predictor: Predictor) -> EncodedImage:
-        """The image, encoded now unless it is kept."""
+    def encoded(self, predictor: Predictor) -> EncodedImage | EncodedClip:
+        """The image, or frames of the clip, encoded now unless they are kept."""
         if self.stored is not None:
             return self.stored
         with self.frames_told():
-            return predictor.encode(self.data, frame=self.frame)
+            return encode_frames(predictor, self.data, self.frame, self.frames)
+
+    def one_image(self, predictor: Predictor) -> EncodedImage:
+        """The image, encoded now unless it is kept.
+
+        Raises:
+            BadRequestError: A clip is kept under the id.
+            FrameNeededError: It has several frames, and none is named.
+        """
+        if self.stored is None:
+            with self.frames_told():
+                return predictor.encode(self.data, frame=self.frame)
+        if isinstance(self.stored, EncodedImage):
+            return self.stored
+        raise BadRequestError(
+            "the id is that of a clip, and this is shown on one image; send the file again with "
+            "the 'frame' that is meant"
+        )
 
     @contextlib.contextmanager
     def frames_told(self) -> Iterator[None]:
@@ -65,22 +88,22 @@ class Source:
         frames = 1
         try:
             yield
-        except DicomInputError as error:
-            if self.frame is not None:
+        except ImageInputError as error:
+            if self.frame is not None or self.frames is not None:
                 raise
-            with contextlib.suppress(DicomInputError):
-                loaded = load_image(self.data, frame=1)
-                if loaded.dicom is not None:
-                    frames = loaded.dicom.frames
+            with contextlib.suppress(ImageInputError):
+                frames = _count_frames(self.data)
             if frames > 1:
-                raise FrameNeededError(str(error), frames) from error
+                raise FrameNeededError(error, frames) from error
             raise
 
     def pixels(self) -> tuple[Any, int]:
         """(H, W, 1 or 3) uint8, and the number of frames in the object."""
         with self.frames_told():
             loaded = load_image(self.data, frame=self.frame)
-        return loaded.pixels, loaded.dicom.frames if loaded.dicom is not None else 1
+        if loaded.dicom is not None:
+            return loaded.pixels, loaded.dicom.frames
+        return loaded.pixels, _count_frames(self.data) if kind_of(self.data) == "clip" else 1
 
 
 class Service:
@@ -105,28 +128,37 @@ class Service:
         deadline = request.scope["umd_edge.deadline"]
         return await read_fields(request, self.options, ticket, deadline)
 
-    def source(self, fields: Fields) -> Source:
+    def source(self, fields: Fields, *, clips: bool = False) -> Source:
         """The image of a request.
+
+        Args:
+            fields: What was sent.
+            clips: Whether several frames may be taken as one clip.
 
         Raises:
             BadRequestError: No image, or two of them.
             NotFoundError: The id is not (or no longer) known.
         """
         identifier, frame = fields.take_text("image_id"), fields.take_whole("frame")
+        frames = fields.take_whole("frames") if clips else None
+        if frames is not None and frames > MOST_FRAMES:
+            raise BadRequestError(f"'frames' must be at most {MOST_FRAMES}")
         if (identifier is None) == (fields.image is None):
             raise BadRequestError(
                 "give either an image (the body, or the part 'image' of multipart/form-data) or "
                 "the 'image_id' that /v1/images gave"
             )
         if identifier is None:
-            return Source(fields.filename, fields.image or b"", frame)
-        if frame is not None:
+            if frame is not None and frames is not None:
+                raise BadRequestError("'frame' and 'frames' are both given; give one of the two")
+            return Source(fields.filename, fields.image or b"", frame, frames)
+        if frame is not None or frames is not None:
             raise BadRequestError("the frame was chosen when the image was sent; leave it out")
         stored = self.images.get(identifier)
-        return Source(identifier, stored.data, stored.frame, stored.encoded)
+        return Source(identifier, stored.data, stored.frame, stored=stored.encoded)
 
-    def keep(self, source: Source, encoded: EncodedImage) -> str:
-        """Keep an image for questions; its id."""
+    def keep(self, source: Source, encoded: EncodedImage | EncodedClip) -> str:
+        """Keep an image or a clip for questions; its id."""
         return self.images.add(StoredImage(encoded, source.data, source.frame))
 
     async def work(
@@ -176,6 +208,20 @@ class Service:
         if self.queue.stuck >= self.queue.workers:
             return "every worker hangs in a job that nobody waits for; restart the service"
         return ""
+
+
+def _count_frames(data: bytes) -> int:
+    """How many frames a DICOM object or a clip has.
+
+    Raises:
+        ImageInputError: It is neither, or cannot be decoded.
+    """
+    if kind_of(data) == "clip":
+        from .._video import load_clip
+
+        return load_clip(data, 1).total
+    loaded = load_image(data, frame=1)
+    return loaded.dicom.frames if loaded.dicom is not None else 1
 
 
 async def _disconnected(request: Request) -> None:

@@ -5,22 +5,32 @@ from __future__ import annotations
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from .._encoded import EncodedImage
 from ._errors import NotFoundError
+
+if TYPE_CHECKING:
+    from .._clip import EncodedClip
 
 __all__ = ["ImageStore", "StoredImage"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredImage:
-    """An encoded image, with the file that it came from for pictures of it."""
+    """An encoded image or clip, with the file that it came from for pictures of it."""
 
-    encoded: EncodedImage
+    encoded: EncodedImage | EncodedClip
     data: bytes
     frame: int | None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file, and of what a clip holds beside it."""
+        frames: Sequence[EncodedImage] = getattr(self.encoded, "images", ())
+        return len(self.data) + sum(frame.size_bytes for frame in frames)
 
 
 class ImageStore:
@@ -51,7 +61,7 @@ class ImageStore:
         self.sweep()
         identifier = secrets.token_urlsafe(18)
         self._images[identifier] = (self._clock(), image)
-        self.stored_bytes += len(image.data)
+        self.stored_bytes += image.size
         while len(self._images) > self._most or (
             self.stored_bytes > self._most_bytes and len(self._images) > 1
         ):
@@ -95,4 +105,4 @@ class ImageStore:
 
     def _drop(self, identifier: str) -> None:
         _, image = self._images.pop(identifier)
-        self.stored_bytes -= len(image.data)
+        self.stored_bytes -= image.size

@@ -9,9 +9,17 @@ const state = {
   proven: new Map(), asking: undefined,
 };
 
+// What the command takes of an MP4 file.
+const CLIP_FRAMES = "8";
+
+function wholeClip() {
+  return !byId("frames").hidden && byId("clip-on").checked;
+}
+
 function upload(path) {
   const form = new FormData();
-  if (state.frame !== null) form.append("frame", String(state.frame));
+  if (path === "/v1/images" && wholeClip()) form.append("frames", CLIP_FRAMES);
+  else if (state.frame !== null) form.append("frame", String(state.frame));
   form.append("image", state.file, "image");
   return call("POST", path, form);
 }
@@ -74,6 +82,8 @@ async function open(file, frame = null) {
   } catch (error) {
     if (turn !== state.turn) return;
     if (error.frames && frame === null) {
+      // A video gets one answer, as from the command; a DICOM object shows what was chosen.
+      byId("clip-on").checked = error.type === "ImageInputError";
       await open(file, 1); // the user sees and moves the number of the frame
       return;
     }
@@ -143,7 +153,7 @@ async function during(text, work) {
 function ask(question) {
   return during("Answering ...", async (current) => {
     const line = await (await about("/v1/ask", { question, task: state.asking })).json();
-    if (current()) for (const answer of line.answers) add(answerCard(answer, heatButton));
+    if (current()) for (const answer of line.answers) add(answerCard(line, answer, heatButton));
   });
 }
 
@@ -158,6 +168,7 @@ function classify(task) {
 // --- heat maps -----------------------------------------------------------------------------------
 
 function heatButton(title, fields) {
+  if (wholeClip()) return []; // a map is of one frame
   const proven = state.proven.get(fields.task ?? state.asking)?.length > 0;
   const words = proven ? "Where it looked" : "Where it looked: unproven map";
   const button = element("button", { type: "button", className: "plain heat" }, words);
@@ -298,6 +309,7 @@ byId("file").addEventListener("change", (event) => {
 byId("frame").addEventListener("input", (event) => {
   byId("frame-shown").textContent = `${event.target.value} of ${event.target.max}`;
 });
+byId("clip-on").addEventListener("change", () => open(state.file, Number(byId("frame").value)));
 byId("frame").addEventListener("change", (event) => open(state.file, Number(event.target.value)));
 for (const kind of ["dragenter", "dragover"]) {
   document.addEventListener(kind, (event) => {

@@ -52,9 +52,16 @@ function decided({ status, reason }, text) {
   return [badge(status, reason), element("p", { className: "muted" }, `It would say: ${text}`)];
 }
 
-export function answerCard(answer, heatButton) {
+function framesUsed(line) {
+  if (!line.frames) return [];
+  const { numbers, total } = line.frames;
+  const words = `From frames ${numbers.join(", ")} of ${total}`;
+  return [element("p", { className: "muted" }, words)];
+}
+
+export function answerCard(line, answer, heatButton) {
   const card = element("article", {}, element("h3", {}, answer.question));
-  card.append(...decided(answer, answer.answer));
+  card.append(...decided(answer, answer.answer), ...framesUsed(line));
   if (answer.answer) {
     const first = { label: answer.answer, probability: answer.probability, first: true };
     const others = answer.alternatives.map((item) => ({ ...item, label: item.answer }));
@@ -69,6 +76,7 @@ export function taskCard(line, task, given, heatButton) {
   const ranked = [...line.findings].sort((a, b) => b.probability - a.probability);
   const positive = ranked.filter((finding) => finding.positive).map((finding) => finding.label);
   card.append(...decided(line, ranked.length ? positive.join(", ") || "none positive" : ""));
+  card.append(...framesUsed(line));
   if (ranked.length) {
     const marked = (finding) => ({
       ...finding,
