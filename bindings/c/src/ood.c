@@ -276,38 +276,49 @@ void umdi_appearance(const uint8_t *picture, uint32_t channels, size_t height, s
     colours(&p, statistics);
 }
 
+/* In float32 from the first token to the last, as numpy sums the rows of a matrix. */
 void umdi_token_statistics(const float *tokens, size_t count, size_t width, double *statistics)
 {
-    for (size_t i = 0; i < width; i++) {
-        /* In float32 from the first token to the last, as numpy sums the rows of a matrix. */
-        float total = tokens[i], mean, squares = 0;
-        for (size_t k = 1; k < count; k++)
-            total += tokens[k * width + i];
-        mean = total / (float)count;
-        for (size_t k = 0; k < count; k++) {
-            float away = tokens[k * width + i] - mean;
-            squares = k == 0 ? away * away : squares + away * away;
+    double *means = statistics, *deviations = statistics + width;
+    memset(statistics, 0, 2 * width * sizeof *statistics);
+    for (size_t k = 0; k < count; k++)
+        for (size_t i = 0; i < width; i++)
+            means[i] = (float)means[i] + tokens[k * width + i];
+    for (size_t i = 0; i < width; i++)
+        means[i] = (float)means[i] / (float)count;
+    for (size_t k = 0; k < count; k++)
+        for (size_t i = 0; i < width; i++) {
+            float away = tokens[k * width + i] - (float)means[i];
+            deviations[i] = (float)deviations[i] + away * away;
         }
-        statistics[i] = mean;
-        statistics[width + i] = sqrtf(squares / (float)count);
-    }
+    for (size_t i = 0; i < width; i++)
+        deviations[i] = sqrtf((float)deviations[i] / (float)count);
 }
 
 /* ---- scores ---- */
 
+/* Four sums beside each other: one alone waits for each addition. */
+static double dot(const double *a, const double *b, size_t count)
+{
+    double lanes[4] = {0}, rest = 0;
+    size_t i = 0;
+    for (; i + 4 <= count; i += 4)
+        for (size_t lane = 0; lane < 4; lane++)
+            lanes[lane] += a[i + lane] * b[i + lane];
+    for (; i < count; i++)
+        rest += a[i] * b[i];
+    return (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]) + rest;
+}
+
 static double features_distance(const umdi_ood_model *model, const double *statistics,
                                 double *scaled)
 {
-    double whole = 0, along = 0, inside = 0, left;
-    for (size_t i = 0; i < model->width; i++) {
+    double whole, along = 0, inside = 0, left;
+    for (size_t i = 0; i < model->width; i++)
         scaled[i] = (statistics[i] - model->centre[i]) * model->scale[i];
-        whole += scaled[i] * scaled[i];
-    }
+    whole = dot(scaled, scaled, model->width);
     for (size_t row = 0; row < model->rank; row++) {
-        const double *direction = model->basis + row * model->width;
-        double coordinate = 0;
-        for (size_t i = 0; i < model->width; i++)
-            coordinate += direction[i] * scaled[i];
+        double coordinate = dot(model->basis + row * model->width, scaled, model->width);
         along += coordinate * coordinate;
         inside += coordinate * coordinate * model->weights[row];
     }
@@ -342,27 +353,34 @@ umdi_ood_score umdi_ood_image(const umdi_ood_model *model, const umdi_ood_spec *
     return score;
 }
 
-static double energy_of(const float *logits, size_t count, bool multi_label, double *terms)
+static double highest_of(const float *logits, size_t count)
 {
     double highest = logits[0];
+    for (size_t i = 1; i < count; i++)
+        highest = logits[i] > highest ? logits[i] : highest;
+    return highest;
+}
+
+static double energy_of(const float *logits, size_t count, bool multi_label, double *terms)
+{
+    const double highest = highest_of(logits, count);
     for (size_t i = 0; i < count; i++) {
         double z = logits[i];
-        highest = z > highest ? z : highest;
-        terms[i] = (z > 0 ? z : 0) + log1p(exp(-fabs(z)));
+        terms[i] = multi_label ? (z > 0 ? z : 0) + log1p(exp(-fabs(z))) : exp(z - highest);
     }
-    if (multi_label)
-        return -umdi_sum(terms, count);
-    for (size_t i = 0; i < count; i++)
-        terms[i] = exp((double)logits[i] - highest);
-    return -(highest + log(umdi_sum(terms, count)));
+    return multi_label ? -umdi_sum(terms, count) : -(highest + log(umdi_sum(terms, count)));
 }
 
 umdi_ood_score umdi_ood_whole(const umdi_ood_spec *spec, umdi_ood_score image, const float *logits,
                               size_t count, bool multi_label, double *scratch)
 {
-    double energy = energy_of(logits, count, multi_label, scratch);
-    double value = (energy - spec->energy_centre) /
-                   (spec->limits[UMDI_ENERGY] - spec->energy_centre);
+    const double span = spec->limits[UMDI_ENERGY] - spec->energy_centre;
+    double value;
+    /* The energy is at most the negative highest logit: mostly that settles it. */
+    if (!multi_label &&
+        (-highest_of(logits, count) - spec->energy_centre) / span <= image.value)
+        return image;
+    value = (energy_of(logits, count, multi_label, scratch) - spec->energy_centre) / span;
     if (value > image.value) {
         image.value = value;
         image.part = UMDI_ENERGY;

@@ -38,49 +38,46 @@ static double sigmoid(double x)
     return (x >= 0 ? 1.0 : decay) / (1.0 + decay);
 }
 
-/* Softmax, with the answers that the task does not list in the sum, or a sigmoid of each. */
-static void shares(const umdi_task *task, const float *logits, size_t count, double *values)
+/* The answers that the task does not list are in the sum of the softmax. */
+void umdi_shares(const umdi_task *task, const float *logits, size_t count, double *shares)
 {
     double largest = -HUGE_VAL, total;
     for (size_t i = 0; i < count; i++) {
-        values[i] = logits[i];
+        shares[i] = logits[i];
         if (task->temperature != 1.0)
-            values[i] /= task->temperature;
+            shares[i] /= task->temperature;
         if (task->scale != NULL) {
-            values[i] *= task->scale[i];
-            values[i] += task->bias[i];
+            shares[i] *= task->scale[i];
+            shares[i] += task->bias[i];
         }
-        largest = values[i] > largest ? values[i] : largest;
+        largest = shares[i] > largest ? shares[i] : largest;
     }
     if (task->has_other && task->other > largest)
         largest = task->other;
     for (size_t i = 0; i < count; i++)
-        values[i] = task->is_sigmoid ? sigmoid(values[i]) : exp(values[i] - largest);
+        shares[i] = task->is_sigmoid ? sigmoid(shares[i]) : exp(shares[i] - largest);
     if (task->is_sigmoid)
         return;
-    total = umdi_sum(values, count);
+    total = umdi_sum(shares, count);
     if (task->has_other)
         total += exp(task->other - largest);
     for (size_t i = 0; i < count; i++)
-        values[i] /= total;
+        shares[i] /= total;
 }
 
-void umdi_probabilities(const umdi_task *task, const float *logits, size_t count,
-                        double *probabilities)
+void umdi_probabilities(const umdi_task *task, double *shares, size_t count)
 {
-    shares(task, logits, count, probabilities);
+    const double shift = task->has_platt ? exp(-task->platt[1]) : 1;
     for (size_t i = 0; i < count && task->has_platt; i++) {
-        double right = pow(probabilities[i], task->platt[0]);
-        double wrong = pow(1.0 - probabilities[i], task->platt[0]) * exp(-task->platt[1]);
-        probabilities[i] = right / (right + wrong);
+        double right = pow(shares[i], task->platt[0]);
+        double wrong = pow(1.0 - shares[i], task->platt[0]) * shift;
+        shares[i] = right / (right + wrong);
     }
 }
 
-double umdi_other_share(const umdi_task *task, const float *logits, size_t count, double *scratch)
+double umdi_other_share(const double *shares, size_t count)
 {
-    double left;
-    shares(task, logits, count, scratch);
-    left = 1.0 - umdi_sum(scratch, count);
+    double left = 1.0 - umdi_sum(shares, count);
     return left > 0 ? left : 0;
 }
 

@@ -17,9 +17,9 @@ struct umd_result {
     char reason[UMDI_REASON_BYTES];
     uint32_t count;
     umd_item *items;
-    double *probabilities; /* of all outputs; NULL where nothing was computed */
-    double other_share;    /* of the answers that the task does not list */
-    double ood_score;      /* NAN: not known */
+    double *shares;     /* of all outputs; NULL where nothing was computed */
+    double other_share; /* of the answers that the task does not list */
+    double ood_score;   /* NAN: not known */
     double text_ms;
     double fusion_ms;
     double total_ms;
@@ -52,7 +52,7 @@ void umd_result_free(umd_result *result)
         return;
     predictor = result->predictor;
     umdi_delete(&predictor->allocator, result->items);
-    umdi_delete(&predictor->allocator, result->probabilities);
+    umdi_delete(&predictor->allocator, result->shares);
     umdi_delete(&predictor->allocator, result);
     umdi_release(predictor);
 }
@@ -80,45 +80,78 @@ static void far_off(umd_result *result, umdi_ood_score score)
              reasons[score.part], score.value);
 }
 
-/* All labels in their order, or the answer and its alternatives. */
+/* The answer and its alternatives. Few of many answers are listed: only those go through the last
+ * step of the scaling. */
+static void list_answers(umd_result *result, const float *logits)
+{
+    const umdi_task *task = result->task;
+    size_t order[ALTERNATIVES + 1] = {0};
+    umdi_most_probable(result->shares, task->outputs.count, result->count, order);
+    for (uint32_t i = 0; i < result->count; i++) {
+        umd_item *item = &result->items[i];
+        item->output = (uint32_t)order[i];
+        item->name = task->outputs.items[order[i]].text;
+        item->probability = result->shares[order[i]];
+        umdi_probabilities(task, &item->probability, 1);
+        item->logit = logits[order[i]];
+        item->positive = i == 0;
+    }
+}
+
+/* All labels in their order; the confidence in them comes back. */
+static double list_labels(umd_result *result, const float *logits, double *probabilities)
+{
+    const umdi_task *task = result->task;
+    size_t outputs = task->outputs.count, first = 0;
+    memcpy(probabilities, result->shares, outputs * sizeof *probabilities);
+    umdi_probabilities(task, probabilities, outputs);
+    umdi_most_probable(probabilities, outputs, 1, &first);
+    for (uint32_t i = 0; i < result->count; i++) {
+        umd_item *item = &result->items[i];
+        item->output = i;
+        item->name = task->outputs.items[i].text;
+        item->probability = probabilities[i];
+        item->logit = logits[i];
+        item->positive = task->multi_label ? probabilities[i] >= task->operating_points[i]
+                                           : i == first;
+    }
+    return umdi_confidence(task, probabilities, outputs);
+}
+
 static umd_status set_items(umd_result *result, const float *logits)
 {
     const umdi_task *task = result->task;
     const umd_allocator *allocator = &result->predictor->allocator;
-    size_t outputs = task->outputs.count, order[ALTERNATIVES + 1] = {0};
+    size_t outputs = task->outputs.count;
     size_t ranked = outputs < ALTERNATIVES + 1 ? outputs : ALTERNATIVES + 1;
-    bool is_vqa = task->kind == UMD_VQA;
     umdi_ood_score score = result->image_score;
-    double *probabilities = umdi_new(allocator, outputs, sizeof *probabilities);
-    result->probabilities = probabilities;
-    result->count = (uint32_t)(is_vqa ? ranked : outputs);
+    double *scratch = umdi_new(allocator, outputs, sizeof *scratch), confidence;
+    result->shares = umdi_new(allocator, outputs, sizeof *result->shares);
+    result->count = (uint32_t)(task->kind == UMD_VQA ? ranked : outputs);
     result->items = umdi_new(allocator, result->count, sizeof *result->items);
-    if (probabilities == NULL || result->items == NULL)
+    if (scratch == NULL || result->shares == NULL || result->items == NULL) {
+        umdi_delete(allocator, scratch);
         return UMD_ERROR_OUT_OF_MEMORY;
-    if (task->has_other)
-        result->other_share = umdi_other_share(task, logits, outputs, probabilities);
+    }
     if (result->has_image_score) {
         score = umdi_ood_whole(&task->ood, result->image_score, logits, outputs, task->multi_label,
-                               probabilities);
+                               scratch);
         result->ood_score = score.value;
     }
-    umdi_probabilities(task, logits, outputs, probabilities);
-    umdi_most_probable(probabilities, outputs, ranked, order);
-    for (uint32_t i = 0; i < result->count; i++) {
-        umd_item *item = &result->items[i];
-        size_t output = is_vqa ? order[i] : i;
-        item->output = (uint32_t)output;
-        item->name = task->outputs.items[output].text;
-        item->probability = probabilities[output];
-        item->logit = logits[output];
-        item->positive = output == order[0];
-        if (task->multi_label && !is_vqa)
-            item->positive = probabilities[i] >= task->operating_points[i];
+    umdi_shares(task, logits, outputs, result->shares);
+    if (task->has_other)
+        result->other_share = umdi_other_share(result->shares, outputs);
+    if (task->kind == UMD_VQA) {
+        list_answers(result, logits);
+        confidence = result->items[0].probability;
+    } else {
+        confidence = list_labels(result, logits, scratch);
     }
+    umdi_delete(allocator, scratch);
     if (result->ood_score > 1.0)
         far_off(result, score);
     else
-        abstain(result, umdi_confidence(task, probabilities, outputs));
+        abstain(result, confidence);
     return UMD_OK;
 }
 
@@ -387,7 +420,8 @@ static size_t label_states(const umd_result *result, size_t row, umd_member *mem
     facts->n = UINT32_MAX;
     for (size_t i = 0; i < task->outputs.count; i++) {
         const umdi_limits *present = &conformal->present[i], *absent = &conformal->absent[i];
-        double share = result->probabilities[i];
+        double share = result->shares[i];
+        umdi_probabilities(task, &share, 1);
         members[i].output = (uint32_t)i;
         members[i].states = is_in(conformal, present, row, share, &complete) ? UMD_PRESENT : 0;
         if (is_in(conformal, absent, row, 1.0 - share, &complete))
@@ -407,18 +441,24 @@ static umd_status right_outputs(const umd_result *result, size_t row, umd_member
     const umd_allocator *allocator = &result->predictor->allocator;
     size_t outputs = result->task->outputs.count;
     size_t *order = umdi_new(allocator, outputs, sizeof *order);
+    double *probabilities = umdi_new(allocator, outputs, sizeof *probabilities);
     bool complete = false;
-    if (order == NULL)
+    if (order == NULL || probabilities == NULL) {
+        umdi_delete(allocator, order);
+        umdi_delete(allocator, probabilities);
         return UMD_ERROR_OUT_OF_MEMORY;
-    umdi_most_probable(result->probabilities, outputs, outputs, order);
+    }
+    memcpy(probabilities, result->shares, outputs * sizeof *probabilities);
+    umdi_probabilities(result->task, probabilities, outputs);
+    umdi_most_probable(probabilities, outputs, outputs, order);
     *used = 0;
     for (size_t i = 0; i < outputs; i++) {
-        double share = result->probabilities[order[i]];
-        if (!is_in(conformal, &conformal->any_output, row, share, &complete))
+        if (!is_in(conformal, &conformal->any_output, row, probabilities[order[i]], &complete))
             break;
         members[(*used)++] = (umd_member){(uint32_t)order[i], UMD_PRESENT};
     }
     umdi_delete(allocator, order);
+    umdi_delete(allocator, probabilities);
     if (conformal->has_other && result->task->has_other) {
         bool unknown = false;
         facts->other = is_in(conformal, &conformal->other, row, result->other_share, &unknown);
@@ -446,7 +486,7 @@ umd_status umd_get_set(const umd_result *result, double coverage, umd_set *set,
         return umdi_fail(UMD_ERROR_USAGE, "task '%.60s' of this bundle has no conformal thresholds; "
                          "fit them with `umd-edge-export trust` on labelled records",
                          result->task->name.text);
-    if (result->probabilities == NULL)
+    if (result->shares == NULL)
         return umdi_fail(UMD_ERROR_USAGE, "the result has no items, so nothing to choose from; look "
                          "at its status");
     memset(&facts, 0, sizeof facts);
