@@ -147,7 +147,8 @@ class EncodedStudy:
 
     Attributes:
         images: The encoded ones, in the order given.
-        unusable: Those that could not be used at all, where the caller let them be left out.
+        unusable: Those that could not be used at all, where the caller let them be left out, and
+            copies of others.
     """
 
     def __init__(

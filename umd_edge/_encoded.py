@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -131,6 +132,13 @@ class EncodedImage:
     def image_size(self) -> tuple[int, int]:
         """Height and width in pixels of the image as it was decoded."""
         return self._size
+
+    def input_digest(self) -> bytes:
+        """SHA-256 of the 8-bit pixels that the model reads: equal for copies of an image."""
+        self.features()
+        if self._small is None:
+            raise RuntimeError("an encoded image keeps its small copy")
+        return hashlib.sha256(self._small.tobytes()).digest()
 
     @property
     def size_bytes(self) -> int:

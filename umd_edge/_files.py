@@ -11,7 +11,15 @@ from typing import BinaryIO
 
 from ._claims import CLOSE_FIRST, claim_file, sync_folder
 
-__all__ = ["check_replaceable", "sync_folder", "whole_file", "write_whole"]
+__all__ = ["can_be_folder", "check_replaceable", "sync_folder", "whole_file", "write_whole"]
+
+
+def can_be_folder(path: Path) -> bool:
+    """Whether files can be written into a folder of that name, which may still have to be made."""
+    place = path
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    return place.is_dir() and os.access(place, os.W_OK | os.X_OK)
 
 
 def check_replaceable(path: Path) -> None:

@@ -26,12 +26,10 @@ from ._manifest import Manifest
 from ._options import SessionOptions
 from ._postprocess import check_coverage, check_operating_request
 from ._ranking_calls import RankingCalls
-from ._results import Answer, BundleInfo, Classification, LeftOut, Timing
+from ._results import Answer, BundleInfo, Classification, Timing
 from ._task import TaskSpec
 from .errors import (
     BundleNotFoundError,
-    InputError,
-    MissingDependencyError,
     UmdEdgeError,
     UsageError,
 )
@@ -190,7 +188,7 @@ class Predictor(RankingCalls):
         """Encode several images, frames or views of one study, to be answered together.
 
         Args:
-            images: Each as in `encode`.
+            images: Each as in `encode`; a picture that is given twice counts once.
             frame: As in `encode`, for all of them.
             on_error: Called with the place and the error of an image that cannot be used, which is
                 then left out and counted; None raises the error.
@@ -198,21 +196,9 @@ class Predictor(RankingCalls):
         Raises:
             ImageInputError: As in `encode`; there is no image, or none that can be used.
         """
-        from ._combine import EncodedStudy
+        from ._views import encode_views
 
-        encoded: list[EncodedImage] = []
-        positions: list[int] = []
-        unusable: list[LeftOut] = []
-        for position, image in enumerate(images):
-            try:
-                encoded.append(self.encode(image, frame=frame))
-                positions.append(position)
-            except (InputError, MissingDependencyError) as error:
-                if on_error is None:
-                    raise
-                on_error(position, error)
-                unusable.append(LeftOut(position, "error", type(error).__name__))
-        return EncodedStudy(self._engine, encoded, positions=positions, unusable=unusable)
+        return encode_views(self, images, frame, on_error)
 
     def encode_clip(self, source: ImageInput, frames: int = FRAMES) -> EncodedClip:
         """Encode frames spread evenly over a clip, to be answered together.

@@ -97,7 +97,8 @@ class LeftOut:
     index: int
     """Its place among what was given, from 0."""
     status: str
-    """As of a result; `error` where the image could not be read."""
+    """As of a result; `error` where the image could not be read, `duplicate` where it was given
+    before."""
     reason: str
 
     def to_dict(self) -> dict[str, Any]:

@@ -20,6 +20,28 @@ __all__ = ["StructuredField", "encode_structured"]
 # What float32 holds with room to spare; no measurement lies this many deviations off.
 _LARGEST = 1e30
 
+# UCUM codes that do not read as the units they are.
+_UNIT_NAMES = {
+    "a": "years",
+    "mo": "months",
+    "wk": "weeks",
+    "d": "days",
+    "h": "hours",
+    "min": "minutes",
+    "s": "seconds",
+    "Cel": "degrees Celsius",
+    "[degF]": "degrees Fahrenheit",
+    "mm[Hg]": "millimetres of mercury",
+    "cm[H2O]": "centimetres of water",
+    "/min": "per minute",
+    "{beats}/min": "beats per minute",
+    "[lb_av]": "pounds",
+    "[in_i]": "inches",
+    "10*9/L": "thousand millions per litre",
+    "10*12/L": "million millions per litre",
+    "1": "",
+}
+
 FieldKind = Literal["binary", "numeric", "categorical"]
 
 
@@ -48,6 +70,15 @@ class StructuredField:
             raise ManifestError(
                 f"{where}: categories belong to a categorical field, and only there"
             )
+
+    @property
+    def unit_name(self) -> str:
+        """The unit as people write it: `years` for the code `a`; other codes as they are."""
+        return _UNIT_NAMES.get(self.unit, self.unit)
+
+    def _in_unit(self) -> str:
+        name = self.unit_name
+        return f" in {name}" + (f" ({self.unit})" if name != self.unit else "") if name else ""
 
     @classmethod
     def from_dict(cls, data: object, path: str = "structured_fields[]") -> StructuredField:
@@ -98,8 +129,9 @@ class StructuredField:
             if isinstance(value, (int, float, np.integer, np.floating)) and value is not True:
                 number = float(value)
             if value is False or not math.isfinite(number):
-                unit = f" in {self.unit}" if self.unit else ""
-                raise StructuredInputError(f"{self.name}: a finite number{unit} is needed")
+                raise StructuredInputError(
+                    f"{self.name}: a finite number{self._in_unit()} is needed"
+                )
             scaled = (number - self.mean) / self.std
             if abs(scaled) > _LARGEST:
                 raise StructuredInputError(f"{self.name}: the number is beyond any real value")

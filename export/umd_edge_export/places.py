@@ -9,11 +9,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from umd_edge._files import can_be_folder
 from umd_edge.errors import UsageError
 
 from .errors import ExportError
 
-__all__ = ["check_place", "full_disk_told"]
+__all__ = ["check_folder", "check_place", "full_disk_told"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
@@ -29,6 +30,19 @@ def check_place(out: Path) -> None:
     if not folder.is_dir() or not os.access(folder, os.W_OK) or special:
         raise UsageError(
             f"{str(out)!r} cannot be written; name a file in an existing folder that may be written"
+        )
+
+
+def check_folder(out: Path) -> None:
+    """Refuse a folder that cannot be made or written to, at once and not after minutes of work.
+
+    Raises:
+        UsageError: Something else is there or above it, or it may not be written.
+    """
+    if not out.name or not can_be_folder(out):
+        raise UsageError(
+            f"{str(out)!r} cannot be written to; name a folder that is there and may be written, "
+            "or can be made"
         )
 
 

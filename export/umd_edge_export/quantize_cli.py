@@ -127,9 +127,11 @@ def quantize(model: Path, out: Path, report: Path | None, as_json: bool, **given
 
     Nothing is written where a gate fails: invariance, accuracy (with --gate-data), speed.
     """
-    from .places import check_place
+    from .places import check_folder, check_place
 
     check_place(out)
+    if report is not None:
+        check_folder(report)
     with tempfile.TemporaryDirectory(prefix="umd-edge-") as folder:
         source = _float_bundle(model, Path(folder), given) if _is_checkpoint(model) else model
         built = _quantise(source, out, given)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,7 +79,7 @@ def trust(
     records stay as they are too.
     """
     from .ood import fit_ood_of
-    from .places import check_place
+    from .places import check_folder, check_place
     from .trust import fit_bundle, write_fitted
     from .trust_decisions import AbstainRule
 
@@ -88,6 +87,8 @@ def trust(
         raise UsageError("give --out for a fitted bundle, --report for a proof, or both")
     if out is not None:
         check_place(out)
+    if report is not None:
+        check_folder(report)
     rule = AbstainRule(max_risk=max_risk, max_share=max_abstain)
     opened, fitted = fit_bundle(
         bundle, data, rule=rule, allow_non_commercial=allow_non_commercial, progress=_note
@@ -140,6 +141,7 @@ def _show(fitted: Mapping[str, FittedTask]) -> None:
 
 def _prove(opened: Bundle, fitted: Mapping[str, FittedTask], folder: Path) -> dict[str, object]:
     """Write the proof's three files and give its figures back."""
+    from umd_edge._files import write_whole
     from umd_edge._json import dump_canonical
 
     from .trust_pictures import draw_proofs, proof_table
@@ -163,14 +165,5 @@ def _prove(opened: Bundle, fitted: Mapping[str, FittedTask], folder: Path) -> di
         ("trust.md", proof_table(proofs).encode("utf-8")),
         ("trust.png", draw_proofs(proofs, title)),
     ):
-        _write(folder / name, content)
+        write_whole(folder / name, content)
     return figures
-
-
-def _write(place: Path, content: bytes) -> None:
-    temporary = place.with_name(f".{place.name}.part")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(place)

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from support.command import run, run_json
 from support.ood_bundle import noise, smooth, with_ood
+from support.pictures import make_dicom
 from umd_edge import Predictor
 
 
@@ -36,6 +38,32 @@ def test_classify_combine_prints_one_line_for_all_images(bundle: Path, pictures)
     study = Predictor.load(bundle).encode_study(pictures).classify("chest-xray")
     assert line["findings"] == [finding.to_dict() for finding in study.findings]
     assert line["timing_ms"]["vision"] > 0
+
+
+@pytest.mark.parametrize("form", ["again", "copy", "other bytes"])
+def test_an_image_that_is_given_twice_counts_once(form: str, bundle: Path, pictures, tmp_path):
+    first, second, _ = pictures
+    copy = first if form == "again" else tmp_path / "copy.png"
+    if form == "copy":
+        copy.write_bytes(first.read_bytes())
+    elif form == "other bytes":
+        Image.open(first).save(copy, compress_level=0)
+        assert copy.read_bytes() != first.read_bytes()
+    options = ("--task", "chest-xray", "--combine", "--bundle", bundle)
+    (once,) = run_json("classify", first, second, *options)
+    (line,) = run_json("classify", first, second, copy, *options)
+    assert line["findings"] == once["findings"]
+    assert (line["images"]["given"], line["images"]["used"]) == (3, 2)
+    reason = "the same picture as number 1 of those given"
+    assert line["images"]["left_out"] == [{"index": 2, "status": "duplicate", "reason": reason}]
+
+
+def test_frames_of_a_clip_that_are_alike_all_count(bundle: Path):
+    pytest.importorskip("pydicom")
+    still = np.repeat(np.asarray(smooth(1))[None, ..., 0], 3, axis=0)
+    result = Predictor.load(bundle).encode_clip(make_dicom(still), 3).classify("chest-xray")
+    assert result.images is not None
+    assert result.images.used == 3
 
 
 def test_without_combine_there_is_a_line_for_each_image(bundle: Path, pictures):

@@ -39,6 +39,9 @@ def listing(folder) -> dict[str, bytes | None]:
         (("sbom", "--out", ""), "no file can be written there"),
         (("sbom", "--out", "folder.png"), "no file can be written there"),
         (("sbom", "--out", "missing/sbom.json"), "no file can be written there"),
+        (("demo", "film.png", "--out", ""), "no folder that can be written to"),
+        (("demo", "film.png", "--out", "film.png"), "no folder that can be written to"),
+        (("demo", "film.png", "--out", "film.png/deep"), "no folder that can be written to"),
     ],
 )
 def test_a_place_that_cannot_be_written_is_exit_2_and_changes_nothing(

@@ -55,7 +55,7 @@ def test_numpy_scalars_are_read(value: Any):
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
-        ("age", "61", r"age: a finite number in a is needed"),
+        ("age", "61", r"age: a finite number in years \(a\) is needed"),
         ("age", math.nan, "a finite number"),
         ("age", math.inf, "a finite number"),
         ("age", True, "a finite number"),
@@ -143,3 +143,19 @@ def test_a_bad_field_is_refused(change: dict[str, Any]):
 def test_what_is_no_field_is_refused(data: object):
     with pytest.raises(ManifestError, match="name and kind are needed"):
         StructuredField.from_dict(data)
+
+
+@pytest.mark.parametrize(
+    ("unit", "words"),
+    [
+        ("", " is"),
+        ("1", " is"),
+        ("mg/L", " in mg/L is"),
+        ("Cel", r" in degrees Celsius \(Cel\) is"),
+    ],
+)
+def test_units_are_told_as_people_know_them(unit: str, words: str):
+    field = StructuredField(name="labs.x", kind="numeric", unit=unit)
+    with pytest.raises(StructuredInputError, match=f"labs.x: a finite number{words} needed"):
+        field.encode("no number")
+    assert field.to_dict()["unit"] == unit

@@ -11,6 +11,7 @@ from .._picture import draw
 from .._predictor import Predictor
 from ._options import frame_option, with_predictor
 from ._output import note, percent, report, table
+from ._places import check_folder
 
 __all__ = ["demo"]
 
@@ -27,6 +28,7 @@ def demo(predictor: Predictor, images: tuple[str, ...], out: str, frame: int | N
     four DICOM files that come with pydicom. Prints a table and writes demo.png (a picture of it
     all) and demo.jsonl to the folder.
     """
+    check_folder("--out", out)
     sources = [DemoSource(image, Path(image).name, image) for image in images] or packaged_images()
     items = []
     for index, item in enumerate(look_at(predictor, sources, frame=frame), start=1):

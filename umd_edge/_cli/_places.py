@@ -6,9 +6,23 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from .._files import can_be_folder
 from ..errors import UsageError
 
-__all__ = ["check_place"]
+__all__ = ["check_folder", "check_place"]
+
+
+def check_folder(option: str, given: str) -> None:
+    """Refuse a folder that cannot be made or written to.
+
+    Raises:
+        UsageError: Nothing was named, or something else is there or above it.
+    """
+    if not given or not can_be_folder(Path(given)):
+        raise UsageError(
+            f"{option} {given!r}: no folder that can be written to; name one that is there and may "
+            "be written, or can be made"
+        )
 
 
 def check_place(option: str, given: str, *, sources: Sequence[str] = ()) -> None:

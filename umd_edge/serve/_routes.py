@@ -130,6 +130,7 @@ class _Routes:
                         "name": item.name,
                         "kind": item.kind,
                         "unit": item.unit,
+                        "unit_name": item.unit_name,
                         "categories": list(item.categories),
                     }
                     for item in read

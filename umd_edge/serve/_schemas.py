@@ -133,7 +133,8 @@ def _parts() -> dict[str, Any]:
 
 def _own() -> dict[str, Any]:
     """What no command prints."""
-    reads = _object({"name": _TEXT, "kind": _TEXT, "unit": _TEXT, "categories": _list(_TEXT)})
+    named = dict.fromkeys(("name", "kind", "unit", "unit_name"), _TEXT)
+    reads = _object({**named, "categories": _list(_TEXT)})
     task = {
         "name": _TEXT,
         "kind": {"type": "string", "enum": ["classification", "vqa", "retrieval"]},

@@ -203,7 +203,7 @@ byId("heat-on").addEventListener("change", (event) => {
 
 function fieldFor(item) {
   const name = item.name.split(".").pop().replaceAll("_", " ");
-  const unit = item.unit ? ` (${item.unit === "a" ? "years" : item.unit})` : "";
+  const unit = item.unit_name ? ` (${item.unit_name})` : "";
   let input;
   if (item.kind === "numeric") {
     input = element("input", { type: "number", step: "any" });
