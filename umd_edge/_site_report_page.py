@@ -9,7 +9,6 @@ from pathlib import Path
 from ._charts import count_matrix
 from ._files import write_whole
 from ._site_report import SiteReport
-from ._site_report_figures import RiskCoverage
 from ._site_report_groups import FEW_PATIENTS, TOLD_PATIENTS, Subgroup
 from ._site_report_html import (
     STYLE,
@@ -19,14 +18,12 @@ from ._site_report_html import (
     number,
     share,
     table,
-    with_interval,
 )
-from ._site_report_plots import reliability_plot, risk_plot, roc_plot, set_plot
+from ._site_report_plots import roc_plot
+from ._site_report_trust import calibration, prediction_sets, risk_coverage
 
 __all__ = ["render_page", "write_page"]
 
-_SHOWN_COVERAGES = (0.8, 0.9, 0.95)
-_SHOWN_IN_PARTS = 0.9
 _MOST_CURVES = 24
 
 
@@ -49,9 +46,9 @@ def render_page(report: SiteReport) -> str:
         _rules,
         _statuses,
         _metrics,
-        _calibration,
-        _risk,
-        _sets,
+        calibration,
+        risk_coverage,
+        prediction_sets,
         _confusion,
         _decisions,
         _rocs,
@@ -158,114 +155,6 @@ def _metrics(report: SiteReport) -> list[str]:
             "Intervals from 1,000 resamples of whole patients, of the last three Wilson's. A rule "
             "may name any of these, and set_coverage_90, set_size_90 ... where there are sets."
         ),
-    ]
-
-
-def _calibration(report: SiteReport) -> list[str]:
-    bins = report.calibration
-    if not bins:
-        return []
-    cells = "labels of records" if report.task.multi_label else "records"
-    outside = sum(not item.within for item in bins)
-    caption = (
-        f"Each dot is one tenth of the confidence scale. In the shaded band the share of right "
-        f"ones would lie 95 times in 100 if the confidence were exact at this n; {outside} of "
-        f"{len(bins)} dots lie outside."
-    )
-    rows = [
-        (
-            f"{item.low:.1f} to {item.high:.1f}",
-            str(item.n),
-            f"{item.confidence:.3f}",
-            f"{item.observed:.3f}",
-            f"{item.band[0]:.3f} to {item.band[1]:.3f}",
-            "" if item.within else "outside",
-        )
-        for item in bins
-    ]
-    head = ("confidence", cells, "mean confidence", "came true", "band of perfect calibration", "")
-    return [
-        "<h2>Reliability</h2>",
-        '<div class="row">',
-        figure(reliability_plot(bins), caption),
-        table(head, rows, (1, 2, 3, 4)),
-        "</div>",
-    ]
-
-
-def _risk(report: SiteReport) -> list[str]:
-    risk = report.risk
-    if risk is None:
-        return []
-    caption = (
-        "Share of errors among the records that are kept when the least confident ones are turned "
-        "away. Dashed: if they were turned away at random."
-    )
-    if "abstain" in report.task.thresholds:
-        caption += " The dot is the threshold of the bundle."
-    area = with_interval(risk.area)
-    return [
-        "<h2>Risk and coverage</h2>",
-        '<div class="row">',
-        figure(risk_plot(report, risk), caption),
-        table(
-            ("area under the curve", "value"),
-            [
-                ("this bundle (95 % interval)", area),
-                ("turning away at random", f"{risk.random:.3f}"),
-                ("turning away the wrong ones first", f"{risk.best:.3f}"),
-                *_risk_rows(risk),
-            ],
-            (1,),
-        ),
-        "</div>",
-    ]
-
-
-def _risk_rows(risk: RiskCoverage) -> list[tuple[str, str]]:
-    rows = []
-    for kept in (1.0, 0.9, 0.8, 0.5):
-        row = max(round(kept * len(risk.risk)) - 1, 0)
-        rows.append((f"errors among the {kept:.0%} most confident", f"{risk.risk[row]:.3f}"))
-    return rows
-
-
-def _sets(report: SiteReport) -> list[str]:
-    head = "<h2>Coverage of the prediction sets</h2>"
-    if report.task.conformal is None:
-        return [head, note("The bundle has no conformal thresholds for this task.")]
-    pooled = [item for item in report.sets if ":" not in item.what]
-    shown = [item for item in pooled if item.nominal in _SHOWN_COVERAGES and item.n]
-    parts = [item for item in report.sets if item not in pooled and item.n]
-    shown += [item for item in parts if item.nominal == _SHOWN_IN_PARTS]
-    rows = [
-        (
-            escape(item.what),
-            f"{item.nominal:g}",
-            share(item.covered, item.n),
-            f"{item.size:.2f}",
-            str(item.n),
-        )
-        for item in shown
-    ]
-    classes = ["worse" if item.interval[1] < item.nominal else "" for item in shown]
-    size = "states left open" if report.task.multi_label else "outputs in the set"
-    caption = (
-        "How often the truth was in the set, with 95 % binomial intervals; on the dashed line what "
-        "was promised. The promise holds for patients like those that set the thresholds."
-    )
-    return [
-        head,
-        '<div class="row">',
-        figure(set_plot(pooled), caption),
-        table(
-            ("which", "promised", "covered (95 % interval)", f"mean {size}", "n"),
-            rows,
-            (1, 2, 3, 4),
-            classes,
-        ),
-        "</div>",
-        note("Red: the whole interval lies below what was promised."),
     ]
 
 
