@@ -32,6 +32,7 @@ from support.c_library import (
 from support.c_vectors import write_vectors
 from support.fitted import ood_arrays, scored_bundle
 from support.requirements import lacking
+from support.retrieval import searchable
 
 PROGRAM = BINDINGS / "c" / "tests" / "umd_edge_test.c"
 SANITISE = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
@@ -154,15 +155,19 @@ def test_eight_threads_give_the_same_bits(program: Path, tiny_bundle: Path) -> N
     assert out == "0 differences\n"
 
 
-@pytest.mark.parametrize("fitted", [False, True])
+@pytest.mark.parametrize(("kind", "calls"), [("plain", 9), ("fitted", 11), ("searchable", 11)])
 def test_every_lost_allocation_is_a_status_and_nothing_is_kept(
-    fitted: bool, program: Path, tiny_bundle: Path, tmp_path: Path
+    kind: str, calls: int, program: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:
     bundle = tiny_bundle
-    if fitted:
+    if kind == "fitted":
         bundle = scored_bundle(tmp_path / "fitted.umd", ood_arrays(TOKEN_WIDTH), fitted=True)
+    elif kind == "searchable":
+        bundle = searchable(tmp_path / "search.umd")
     out = _run(program, "allocations", bundle, onnxruntime_library())
-    assert int(out.split()[0]) > (150 if fitted else 80)
+    count, _ = out.split(" allocations")
+    assert int(count) > 150
+    assert out.endswith(f", {calls} calls\n")  # of 13: the others are refused by such a bundle
 
 
 @pytest.mark.slow

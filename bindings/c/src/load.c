@@ -249,6 +249,7 @@ static umd_status open_all(opening *o)
 {
     umdi_worker worker;
     umd_status status, other;
+    umdi_ort_silence();
     umdi_worker_start(&worker, open_runtime, o);
     status = read_others(o);
     other = umdi_worker_join(&worker);

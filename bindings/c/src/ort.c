@@ -39,15 +39,20 @@ static void *open_library(const char *path)
     return library;
 }
 
+void umdi_ort_silence(void)
+{
+    static const char name[] = "ORT_DISABLE_TELEMETRY";
+    const char *value = getenv(name);
+    if (value == NULL || strcmp(value, "1") != 0)
+        setenv(name, "1", 1);
+}
+
 umd_status umdi_ort_load(umdi_ort *ort, const char *path)
 {
     const api_base *(*get_base)(void);
     const api_base *base;
     const slot *table;
     void *symbol, *library;
-    /* Read when the library is opened or its environment made: official builds from 1.29 on report
-     * to Microsoft and keep an identifier of the machine otherwise. */
-    setenv("ORT_DISABLE_TELEMETRY", "1", 1);
     library = open_library(path);
     memset(ort, 0, sizeof *ort);
     if (library == NULL)

@@ -88,6 +88,11 @@ typedef struct umdi_ort {
 #undef UMDI_MEMBER
 } umdi_ort;
 
+/* To be called before the library is opened, in the caller's own thread. It reads the environment
+ * when it is opened or its environment made: official builds from 1.29 on report to Microsoft and
+ * keep an identifier of the machine otherwise. */
+void umdi_ort_silence(void);
+
 /* Open the library: `path`, else what UMD_ONNXRUNTIME names, else the system's. It stays open as
  * long as the process, since it is not made to be closed. Fails with MISSING_DEPENDENCY or
  * PROVIDER_UNAVAILABLE. */
