@@ -18,7 +18,8 @@ _SECRET = re.compile(rb"[0-9a-fA-F]{64}")
 
 def keyed_hash(secret: bytes, kind: str, value: Any) -> str:
     """See `AuditLog.keyed_hash`."""
-    content = dump_canonical({"kind": kind, "value": value})
+    # Texts that no model reads, as they are no valid Unicode, have a hash too.
+    content = dump_canonical({"kind": kind, "value": value}, errors="surrogatepass")
     return hmac.new(secret, content, hashlib.sha256).hexdigest()
 
 
@@ -26,11 +27,16 @@ def read_secret(path: Path) -> bytes:
     """The secret of a log.
 
     Raises:
-        AuditError: The file is missing, or holds something else.
+        AuditError: The file is missing, cannot be read, or holds something else.
     """
-    if not path.is_file():
-        raise AuditError(f"the audit log's secret is not at {str(path)!r}; put it there")
-    text = path.read_bytes()[:1024].strip()
+    try:
+        if not path.is_file():
+            raise AuditError(f"the audit log's secret is not at {str(path)!r}; put it there")
+        text = path.read_bytes()[:1024].strip()
+    except OSError as error:
+        raise AuditError(
+            f"the audit log's secret {str(path)!r} cannot be read: {error.strerror}"
+        ) from error
     if not _SECRET.fullmatch(text):
         raise AuditError(
             f"{str(path)!r} does not hold the secret of an audit log: 64 hexadecimal digits. Put "

@@ -48,7 +48,17 @@ def open_container(path: Path) -> Container:
     Raises:
         BundleNotFoundError: Nothing is at `path`.
         BundleIntegrityError: The container breaks a rule of the format.
+        BundleError: It cannot be read.
     """
+    try:
+        return _opened(path)
+    except BundleError:
+        raise
+    except OSError as error:  # a folder that may not be looked into
+        raise BundleError(f"bundle {str(path)!r} cannot be read: {error.strerror}") from error
+
+
+def _opened(path: Path) -> Container:
     if path.is_dir():
         return _Directory(path)
     if not path.exists():

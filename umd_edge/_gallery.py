@@ -156,6 +156,10 @@ class Gallery:
             raise GalleryError(
                 f"no gallery at {str(place)!r}; make one with Predictor.gallery or umd-edge rank"
             ) from error
+        except PermissionError as error:
+            raise GalleryError(
+                f"the gallery {str(place)!r} cannot be read: {error.strerror}"
+            ) from error
         # zipfile, numpy's header reader and struct raise a dozen classes.
         except Exception as error:
             raise _bad(place, "it is damaged") from error

@@ -83,11 +83,15 @@ def load_strict(data: bytes) -> Any:
     return value
 
 
-def dump_canonical(value: Any) -> bytes:
+def dump_canonical(value: Any, *, errors: str = "strict") -> bytes:
     """Serialise with sorted keys, indent 1, UTF-8 and a newline at the end.
 
+    Args:
+        value: A JSON value.
+        errors: What to do with a lone surrogate, as in `str.encode`.
+
     Raises:
-        ValueError: NaN or an infinity.
+        ValueError: NaN or an infinity; a lone surrogate where `errors` is `strict`.
     """
     text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    return (text + "\n").encode("utf-8")
+    return (text + "\n").encode("utf-8", errors)

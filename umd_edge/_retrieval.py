@@ -272,7 +272,7 @@ def cached_gallery(
         raise UsageError(f"on_stale {on_stale!r} given; 'error' or 'rebuild' is allowed")
     path = Path(folder) / f"{kind}s.npz"
     known = None
-    if path.exists():
+    if os.path.exists(path):
         try:
             known = load_gallery(path, kind, gallery_maker(engine, task))
         except GalleryError:

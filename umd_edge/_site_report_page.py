@@ -33,7 +33,8 @@ def write_page(path: str | Path, report: SiteReport) -> None:
     Raises:
         OSError: It cannot be written; an older page is untouched.
     """
-    write_whole(path, render_page(report).encode("utf-8"))
+    # A file name that is no valid UTF-8 must not cost the page.
+    write_whole(path, render_page(report).encode("utf-8", "backslashreplace"))
 
 
 def render_page(report: SiteReport) -> str:

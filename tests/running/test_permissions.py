@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from support.command import png, run
+from support.retrieval import searchable
 
 TESTS = Path(__file__).resolve().parent.parent
 NOBODY = 65534
@@ -140,3 +141,33 @@ def test_a_folder_that_may_not_be_written_keeps_the_bundle_in_use(open_folder: P
     open_folder.chmod(0o755)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split() == ["refused", "True"]
+
+
+def test_what_may_not_be_looked_into_is_named_with_its_exit_code(open_folder: Path):
+    closed, audit, gallery = (open_folder / name for name in ("closed", "audit", "gallery"))
+    film, bundle = open_folder / "films" / "0.png", open_folder / "tiny.umd"
+    search = searchable(open_folder / "search.umd")
+    ranked = ["rank", film, "--text", "chest", "--gallery", gallery, "--bundle", search]
+    assert run(*ranked).code == 0
+    assert run("ask", film, "what ?", "--bundle", bundle, "--audit", audit).code == 0
+    closed.mkdir()
+    for path in (closed, gallery / "images.npz", open_folder / "audit.secret"):
+        path.chmod(0)
+    for path in (gallery, audit):
+        path.chmod(0o755)
+    found = as_nobody(
+        ["info", "--bundle", bundle],
+        ["info", "--bundle", closed],
+        ["verify", "--bundle", closed / "model.umd"],
+        ranked,
+    )
+    found += as_nobody(
+        ["audit", "show", audit],
+        ["audit", "show", audit, "--question", "what ?"],
+    )
+    assert [code for code, _ in found] == [3, 3, 4, 3]
+    for (_, text), name in zip(found, ("closed", "model.umd", "gallery", "secret"), strict=True):
+        last = text.splitlines()[-1]
+        assert last.startswith("error: ") and name in last, text
+        assert last.endswith("cannot be read: Permission denied"), text
+    closed.chmod(0o755)
