@@ -3,6 +3,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,8 @@ from umd_edge._claims import claim_file, remove_unheld
 from umd_edge._files import whole_file, write_whole
 from umd_edge.errors import UsageError
 from umd_edge_export.places import check_place
+
+NOBODY = 65534
 
 
 def test_file_is_written_and_replaced(tmp_path: Path):
@@ -150,6 +155,36 @@ def test_a_full_disk_keeps_the_old_bundle(limit: int, tiny_bundle: Path, tmp_pat
     assert caught.value.filename == str(place)
     Bundle.open(place).check_files()
     assert list(tmp_path.iterdir()) == [place]
+
+
+_CLOSED = """
+import os, sys
+sys.path[:0] = sys.argv[3].split(os.pathsep)
+from support.bundles import tiny_files
+from umd_edge._bundle import write_bundle
+files = tiny_files()
+if os.getuid() == 0:
+    os.setuid(int(sys.argv[2]))
+try:
+    write_bundle(files, sys.argv[1])
+except PermissionError as error:
+    print(error.filename)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions of another kind")
+def test_a_folder_that_may_no_longer_be_written_keeps_the_old_bundle(tiny_bundle: Path):
+    with tempfile.TemporaryDirectory(prefix="umd-edge-") as name:
+        place = Path(name) / "b.umd"
+        place.write_bytes(tiny_bundle.read_bytes())
+        Path(name).chmod(0o555)
+        paths = os.pathsep.join(path for path in sys.path if path)
+        arguments = [sys.executable, "-c", _CLOSED, str(place), str(NOBODY), paths]
+        done = subprocess.run(arguments, capture_output=True, text=True)
+        Path(name).chmod(0o755)
+        assert (done.returncode, done.stdout) == (0, f"{place}\n"), done.stderr
+        Bundle.open(place).check_files()
+        assert list(Path(name).iterdir()) == [place]
 
 
 def test_a_missing_folder_is_told_by_the_name_that_was_given(tmp_path: Path):

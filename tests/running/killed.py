@@ -56,6 +56,8 @@ def swap(one: str, two: str, state: str, step: Callable[[], object] = lambda: No
 
 def old_or_new(one: str, two: str, state: str) -> None:
     """The slot opens with one of the bundles, tested, and it answers."""
+    left = [path.name for path in Path(state).parent.glob(".*.tmp")]
+    assert left in ([], [f".{Path(state).name}.0.tmp"]), "what killed writers left piles up"
     if not Path(state).exists():  # killed before the first bundle was in use
         return
     with PredictorSlot.open("/nowhere.umd", state=state) as slot:
