@@ -142,7 +142,7 @@ def test_opening_needs_no_thread(tiny_bundle: Path, tmp_path: Path) -> None:
         "    (void)thread, (void)attributes, (void)start, (void)argument;\n    return EAGAIN;\n}\n"
     )
     sources = [PROGRAM, tmp_path / "none.c", *SOURCES]
-    program = build(tmp_path / "program", [*SANITISE, "-Wl,--wrap=pthread_create"], sources)
+    program = build(tmp_path / "program", ["-O0", "-Wl,--wrap=pthread_create"], sources)
     _run(program, "threads", tiny_bundle, onnxruntime_library(), 1, 1, code=1)  # none can be had
     predictor = umd_edge.Predictor.load(tiny_bundle)
     vectors = write_vectors(tmp_path / "vectors", predictor, [*_synthetic()][:2])
@@ -435,3 +435,36 @@ def test_cmake_installs_a_package_that_others_find(tiny_bundle: Path, tmp_path: 
     for command in (configure, ["cmake", "--build", work]):
         subprocess.run(command, check=True, capture_output=True)
     _run(Path(work) / "device_loop", tiny_bundle, onnxruntime_library(), 1)
+
+
+@pytest.mark.slow
+def test_every_call_from_python_is_clean_under_the_sanitisers(tmp_path: Path) -> None:
+    """The other test modules once more, with a library whose every access is checked."""
+    library = build(tmp_path / "libumd_edge.so", [*SANITISE, "-shared", "-fPIC"])
+    preload = []
+    for name in ("libasan.so", "libubsan.so"):
+        found = subprocess.run(
+            [compiler(), f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        )
+        preload.append(found.stdout.strip())
+    if not all(Path(path).is_absolute() for path in preload):
+        lacking("cc", "the compiler's sanitisers cannot be loaded into Python")
+    here = Path(__file__)
+    modules = [path for path in sorted(here.parent.glob("test_c_*.py")) if path != here]
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": ":".join(preload),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "UMD_EDGE_LIBRARY": str(library),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow"]
+    done = subprocess.run(
+        [*command, *map(str, modules)],
+        cwd=BINDINGS.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
