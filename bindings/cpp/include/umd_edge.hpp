@@ -210,6 +210,20 @@ public:
         return Result(result);
     }
 
+    // All texts, the best first; see umd_rank_texts.
+    std::vector<umd_match> rank(const std::vector<std::string> &texts,
+                                std::int32_t method = UMD_RANK_TWO_STAGE,
+                                std::uint32_t candidates = 0, const Call &call = Call()) const
+    {
+        std::vector<const char *> given;
+        for (const std::string &text : texts)
+            given.push_back(text.c_str());
+        std::vector<umd_match> matches(texts.size());
+        check(umd_rank_texts(handle_.get(), given.data(), static_cast<std::uint32_t>(given.size()),
+                             nullptr, method, candidates, &call, matches.data()));
+        return matches;
+    }
+
     std::vector<float> embedding() const
     {
         std::size_t count = 0;
@@ -245,6 +259,29 @@ public:
         umd_image *image = nullptr;
         check(umd_encode(handle_.get(), &pixels, &call, &image));
         return Image(image);
+    }
+
+    std::vector<float> embed(const std::string &text, const Call &call = Call()) const
+    {
+        std::size_t count = 0;
+        check(umd_embed_text(handle_.get(), text.c_str(), &call, nullptr, &count));
+        std::vector<float> values(count);
+        check(umd_embed_text(handle_.get(), text.c_str(), &call, values.data(), &count));
+        return values;
+    }
+
+    // All images of this predictor, the best first; see umd_rank_images.
+    std::vector<umd_match> rank(const std::string &text, const std::vector<Image> &images,
+                                std::int32_t method = UMD_RANK_TWO_STAGE,
+                                std::uint32_t candidates = 0, const Call &call = Call()) const
+    {
+        std::vector<umd_image *> given;
+        for (const Image &image : images)
+            given.push_back(image.get());
+        std::vector<umd_match> matches(images.size());
+        check(umd_rank_images(text.c_str(), given.data(), static_cast<std::uint32_t>(given.size()),
+                              nullptr, method, candidates, &call, matches.data()));
+        return matches;
     }
 
     umd_description describe() const
