@@ -26,7 +26,7 @@ from umd_edge_train.retrieval import score_items
 
 from .compare import record_score
 from .sides import CheckpointSide
-from .teachers import output_keys
+from .soft_answers import output_keys
 
 __all__ = ["Part", "PartScores", "changed_decisions", "results", "score_part", "task_parts"]
 

@@ -34,8 +34,9 @@ from .distil_features import (
     student_features,
 )
 from .distil_losses import similarity_loss, soft_answer_loss
+from .soft_answers import PairEmbeddings, Questions, SoftAnswers
 from .soft_targets import SoftTargets
-from .teachers import Ensemble, PairEmbeddings, Questions, SoftAnswers
+from .teachers import Ensemble
 
 __all__ = ["DistillationStep", "Faculty"]
 

@@ -44,15 +44,8 @@ from .distil_data import (
     training_records,
 )
 from .distil_features import Encoded
-from .teachers import (
-    Ensemble,
-    PairEmbeddings,
-    Questions,
-    SoftAnswers,
-    load_teachers,
-    output_keys,
-    teacher_sources,
-)
+from .soft_answers import PairEmbeddings, Questions, SoftAnswers, output_keys
+from .teachers import Ensemble, load_teachers, teacher_sources
 
 __all__ = ["SoftTargets", "SoftTargetsError", "require_teachers", "write_soft_targets"]
 
@@ -133,7 +126,7 @@ def write_soft_targets(recipe: Recipe, data: Path, teachers: Sequence[Path], out
             name: {"outputs": outputs, "sigmoid": name in ensemble.sigmoid}
             for name, outputs in ensemble.shared.items()
         },
-        "retrieval": {name: len(ensemble.teachers) for name in ensemble.retrieval},
+        "retrieval": {name: len(ensemble.teachers) for name in ensemble.retrieval if keys[name]},
         "manifests": manifest_hashes(recipe, data),
         "teachers": teacher_sources(teachers),
     }

@@ -20,7 +20,7 @@ from umd_edge_export.distil_losses import (
     soft_answer_loss,
     token_loss,
 )
-from umd_edge_export.teachers import mean_answers
+from umd_edge_export.soft_answers import mean_answers
 from umd_edge_train.config import from_dict
 from umd_edge_train.distillation_config import DistillationConfig
 

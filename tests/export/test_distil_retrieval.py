@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from support.training import write_recipe
 from umd_edge.errors import UsageError
 from umd_edge_export.distil import Distillation, TeacherPaths, distil
+from umd_edge_export.soft_answers import PairEmbeddings
 from umd_edge_export.soft_targets import SoftTargetsError, write_soft_targets
-from umd_edge_export.teachers import Ensemble, PairEmbeddings, load_teachers
+from umd_edge_export.teachers import Ensemble, load_teachers
 from umd_edge_train.batches import epoch_batches
 from umd_edge_train.finetuning import finetune
 from umd_edge_train.recipe import Recipe, load_recipe
