@@ -150,7 +150,8 @@ static bool describe(const umdi_ort *ort, umdi_tensor *tensor)
     void *data = NULL;
     int type = 0;
     bool good = umdi_is_good(ort, ort->GetTensorTypeAndShape(tensor->value, &facts)) &&
-                umdi_is_good(ort, ort->GetTensorElementType(facts, &type)) && type == UMDI_ORT_FLOAT &&
+                umdi_is_good(ort, ort->GetTensorElementType(facts, &type)) &&
+                type == UMDI_ORT_FLOAT &&
                 umdi_is_good(ort, ort->GetDimensionsCount(facts, &tensor->rank)) &&
                 tensor->rank <= UMDI_MAX_RANK &&
                 umdi_is_good(ort, ort->GetDimensions(facts, tensor->shape, tensor->rank)) &&
@@ -198,8 +199,8 @@ umd_status umdi_tensor_wrap(const umdi_runtime *runtime, void *data, size_t byte
                             const int64_t *shape, size_t rank, int type, OrtValue **out)
 {
     const umdi_ort *ort = &runtime->ort;
-    if (umdi_is_good(ort, ort->CreateTensorWithDataAsOrtValue(runtime->memory, data, bytes, shape, rank,
-                                                         type, out)))
+    if (umdi_is_good(ort, ort->CreateTensorWithDataAsOrtValue(runtime->memory, data, bytes, shape,
+                                                              rank, type, out)))
         return UMD_OK;
     return umdi_fail(UMD_ERROR_INFERENCE, "ONNX Runtime %.40s cannot take an input", ort->version);
 }

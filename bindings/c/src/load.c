@@ -149,14 +149,28 @@ static umd_status read_tokenizer(umd_predictor *predictor)
     return status;
 }
 
+/* Models of the tasks whose scores lie in that file. */
+static umd_status read_ood_file(umd_predictor *predictor, umdi_text name)
+{
+    const umdi_manifest *manifest = &predictor->manifest;
+    uint8_t *bytes;
+    size_t size;
+    umd_status status = UMD_OK;
+    UMDI_TRY(umdi_read_file(predictor, name, &bytes, &size));
+    for (size_t i = 0; i < manifest->task_count && status == UMD_OK; i++) {
+        const umdi_task *task = &manifest->tasks[i];
+        if (task->ood.file.text != NULL && umdi_compare(task->ood.file, name) == 0)
+            status = umdi_ood_load(&predictor->arena, bytes, size, task->name, &predictor->ood[i]);
+    }
+    umdi_delete(&predictor->allocator, bytes);
+    return status;
+}
+
 static umd_status read_ood(umd_predictor *predictor)
 {
     const umdi_manifest *manifest = &predictor->manifest;
     for (size_t i = 0; i < manifest->task_count; i++) {
         const umdi_task *task = &manifest->tasks[i];
-        uint8_t *bytes;
-        size_t size;
-        umd_status status;
         if (task->ood.file.text == NULL)
             continue;
         if (manifest->preprocessing.height < MIN_SIDE || manifest->preprocessing.width < MIN_SIDE)
@@ -167,11 +181,8 @@ static umd_status read_ood(umd_predictor *predictor)
                                             sizeof *predictor->ood);
         if (predictor->ood == NULL)
             return UMD_ERROR_OUT_OF_MEMORY;
-        UMDI_TRY(umdi_read_file(predictor, task->ood.file, &bytes, &size));
-        status = umdi_ood_load(&predictor->arena, bytes, size, task->name, &predictor->ood[i]);
-        umdi_delete(&predictor->allocator, bytes);
-        if (status != UMD_OK)
-            return status;
+        if (predictor->ood[i].centre == NULL)
+            UMDI_TRY(read_ood_file(predictor, task->ood.file));
     }
     return UMD_OK;
 }
@@ -244,7 +255,7 @@ static umd_status read_others(opening *o)
 }
 
 /* ONNX Runtime takes most of the time that opening takes, and one core for it: the largest graph is
- * opened beside the others, but where TensorRT builds: it measures kernels, and wants its GPU alone. */
+ * opened beside the others. Not so where TensorRT builds: it measures kernels, alone on its GPU. */
 static umd_status open_all(opening *o)
 {
     umdi_worker worker;

@@ -73,8 +73,8 @@ struct umd_image {
 
 /* ---- load.c ---- */
 
-/* Read and open everything behind an opened container. Fails as umd_open does; what is there then is
- * given back by umdi_release. */
+/* Read and open everything behind an opened container. Fails as umd_open does; umdi_release gives
+ * back what is there then. */
 umd_status umdi_load(umd_predictor *predictor, const umd_open_options *options);
 
 /* ---- predictor.c ---- */

@@ -35,11 +35,11 @@ umd_status umdi_saturation_error(const umdi_runtime *runtime, int weight_bits, d
     memcpy(graph + sizeof before + SIDE * SIDE, behind, sizeof behind);
     memset(values, 255, sizeof values);
     good = umdi_is_good(ort, ort->CreateSessionFromArray(runtime->env, graph, sizeof graph,
-                                                    runtime->settings, &session)) &&
+                                                         runtime->settings, &session)) &&
            umdi_tensor_wrap(runtime, values, sizeof values, shape, 2, UINT8_TYPE, &input) ==
                UMD_OK &&
            umdi_is_good(ort, ort->Run(session, NULL, inputs, (const OrtValue *const[]){input}, 1,
-                                 outputs, 1, &output)) &&
+                                      outputs, 1, &output)) &&
            umdi_is_good(ort, ort->GetTensorMutableData(output, &sums));
     *error = good ? 0 : NAN;
     for (int i = 0; good && i < SIDE; i++) {
