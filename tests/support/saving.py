@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -20,15 +19,13 @@ from umd_edge_train.run_state import _resume, save_final, save_state
 torch.set_num_threads(1)
 
 
-@functools.cache
-def _model() -> Any:
-    # Of a few hundred kilobytes, so that the kills fall into the writing.
-    return minute_model(minute_config(vocabulary_size=3000))
+# Of a few hundred kilobytes, so that the kills fall into the writing; made before the forks.
+_MODEL = minute_model(minute_config(vocabulary_size=3000))
 
 
 def minute_run(out: Path) -> Any:
     """All of a run that saving and resuming look at; its weights tell its step."""
-    model = _model()
+    model = _MODEL
     optimizer = torch.optim.AdamW(model.parameters())
     for parameter in model.parameters():
         zeros = torch.zeros_like(parameter)
@@ -90,14 +87,26 @@ def whole(out: str, said: str) -> None:
     run = minute_run(Path(out))
     assert _resume(run) or not told
     assert run.step in (last, last + 1), "the newest checkpoint was lost"
-    for folder in sorted((Path(out) / "checkpoints").glob("step-*")):
-        _holds(folder, int(folder.name[5:]))
-    if (Path(out) / "final").exists() or len(told) > 1:
-        written = load_checkpoint(Path(out) / "final").provenance["step"]
-        assert written in (last - 1, last)
-        _bears(load_weights(Path(out) / "final"), written)
+    if run.step > last:  # saved, and killed before it could be told
+        with open(said, "a", encoding="ascii") as file:
+            file.write(f"{run.step}\n")
+    kept = sorted((Path(out) / "checkpoints").glob("step-*"))
+    if kept:
+        _holds(kept[-1], int(kept[-1].name[5:]))
+    _final(Path(out) / "final", Path(said).with_suffix(".final"), run.step)
     left = [path for path in Path(out).rglob(".*") if path.parent.name != "state"]
     assert len(left) <= 3, left
+
+
+def _final(folder: Path, seen: Path, last: int) -> None:
+    """Once the final checkpoint is there, it or a newer one always is."""
+    before = int(seen.read_text()) if seen.exists() else 0
+    if not before and not folder.exists():
+        return
+    written = load_checkpoint(folder).provenance["step"]
+    assert before <= written <= last
+    _bears(load_weights(folder), written)
+    seen.write_text(str(written), encoding="ascii")
 
 
 def _holds(folder: Path, step: int) -> None:
