@@ -27,7 +27,7 @@ def encode_views(
     encoded: list[EncodedImage] = []
     positions: list[int] = []
     left_out: list[LeftOut] = []
-    seen: dict[bytes, int] = {}
+    seen: dict[tuple[bytes, str | None], int] = {}
     for position, given in enumerate(images):
         try:
             image = predictor.encode(given, frame=frame)
@@ -37,8 +37,10 @@ def encode_views(
             on_error(position, error)
             left_out.append(LeftOut(position, "error", type(error).__name__))
             continue
-        # By its pixels: a copy under another name would weigh as much in the mean.
-        first = seen.setdefault(image.input_digest(), position)
+        # By its pixels: a copy under another name would weigh as much in the mean. DICOM objects
+        # that call themselves different images are taken at their word.
+        instance = None if image.dicom is None else image.dicom.sop_instance_uid
+        first = seen.setdefault((image.input_digest(), instance), position)
         if first != position:
             reason = f"the same picture as number {first + 1} of those given"
             left_out.append(LeftOut(position, "duplicate", reason))

@@ -58,6 +58,19 @@ def test_an_image_that_is_given_twice_counts_once(form: str, bundle: Path, pictu
     assert line["images"]["left_out"] == [{"index": 2, "status": "duplicate", "reason": reason}]
 
 
+def test_dicom_objects_are_the_same_image_where_they_say_so(bundle: Path, tmp_path):
+    pytest.importorskip("pydicom")
+    pixels = np.ascontiguousarray(smooth(1)[..., 0])
+    places = []
+    for name, uid in (("a", "1.2.3"), ("b", "1.2.4"), ("c", "1.2.3")):
+        places.append(tmp_path / f"{name}.dcm")
+        places[-1].write_bytes(make_dicom(pixels, SOPInstanceUID=uid))
+    result = Predictor.load(bundle).encode_study(places).classify("chest-xray")
+    assert result.images is not None
+    assert (result.images.given, result.images.used) == (3, 2)
+    assert [(item.index, item.status) for item in result.images.left_out] == [(2, "duplicate")]
+
+
 def test_frames_of_a_clip_that_are_alike_all_count(bundle: Path):
     pytest.importorskip("pydicom")
     still = np.repeat(np.asarray(smooth(1))[None, ..., 0], 3, axis=0)
