@@ -65,7 +65,12 @@ def read_records(path: str | Path) -> list[Record]:
     """
     source = Path(path)
     try:
+        if source.exists() and not source.is_file() and not source.is_dir():
+            # opening a pipe would wait for its other end
+            raise DataError(f"{str(path)!r} is no plain file; name a JSONL file")
         text = source.read_text(encoding="utf-8")
+    except DataError:
+        raise
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: cannot be read as a UTF-8 JSONL file") from error
     except (OSError, ValueError) as error:

@@ -81,6 +81,14 @@ def test_words_and_names_of_other_scripts_in_a_plain_locale(
     assert (Path(line["image"]).name, line["answers"][0]["question"]) == (image.name, question)
 
 
+def test_a_pipe_is_not_waited_for(tiny_bundle: Path, tmp_path: Path):
+    os.mkfifo(tmp_path / "data.jsonl")
+    data = ("--data", tmp_path / "data.jsonl")
+    code, _, error = command("evaluate", "--task", "vqa", *data, "--bundle", tiny_bundle)
+    assert code == 4
+    assert "is no plain file; name a JSONL file" in error
+
+
 def test_no_home_and_a_folder_that_has_gone(tiny_bundle: Path, tmp_path: Path):
     image = png(tmp_path / "x.png")
     gone = tmp_path / "gone"
