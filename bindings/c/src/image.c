@@ -233,7 +233,7 @@ umd_status umd_embed_text(umd_predictor *predictor, const char *text, const umd_
     UMDI_TRY(umdi_check_text(umdi_of(text), "text"));
     status = umdi_control_begin(&control, &predictor->runtime.ort, call);
     if (status == UMD_OK)
-        status = umdi_encode_text(predictor, umdi_of(text), false, &control, &features);
+        status = umdi_encode_text(predictor, umdi_of(text), UMDI_TEXT_EMBEDDED, &control, &features);
     if (status == UMD_OK) {
         atomic_store(&predictor->embedding_size, umdi_tensor_size(&features->embedding));
         status = copy_embedding(&features->embedding, values, count);

@@ -71,8 +71,8 @@ static umd_status check_logits(const umdi_task *task, const umdi_tensor *logits)
 }
 
 /* Text, fusion and decision of one sample into a result that is not outside its intended use. */
-static umd_status decide(umd_result *result, const umd_image *image, umdi_text text, bool may_cache,
-                         const umdi_values *values, umdi_control *control)
+static umd_status decide(umd_result *result, const umd_image *image, umdi_text text,
+                         enum umdi_text_use use, const umdi_values *values, umdi_control *control)
 {
     umd_predictor *predictor = result->predictor;
     double start = umdi_now_ms(), ready;
@@ -80,7 +80,7 @@ static umd_status decide(umd_result *result, const umd_image *image, umdi_text t
     umdi_tensor logits;
     umd_status status;
     UMDI_TRY(umdi_check_text(text, "text"));
-    UMDI_TRY(umdi_encode_text(predictor, text, may_cache, control, &features));
+    UMDI_TRY(umdi_encode_text(predictor, text, use, control, &features));
     ready = umdi_now_ms();
     status = umdi_fuse(image, features, values, result->task->output_name.text, control, &logits);
     umdi_features_free(predictor, features);
@@ -113,7 +113,8 @@ static umd_status ask(umd_image *image, const char *question, const char *name,
     if (result->status == UMD_RESULT_OK) {
         status = umdi_compose(image->predictor, task->prompt, umdi_of(question), &text);
         if (status == UMD_OK)
-            status = decide(result, image, text, true, &image->predictor->no_values, control);
+            status = decide(result, image, text, UMDI_TEXT_KEPT, &image->predictor->no_values,
+                            control);
         umdi_delete(&image->predictor->allocator, (void *)(uintptr_t)text.text);
     }
     if (status == UMD_OK)
@@ -188,7 +189,8 @@ static umd_status classify(umd_image *image, const umdi_task *task,
     if (status == UMD_OK)
         status = umdi_values_fill(predictor, task, options->values, options->value_count, &values);
     if (status == UMD_OK && result->status == UMD_RESULT_OK)
-        status = decide(result, image, text, options->text == NULL, &values, control);
+        status = decide(result, image, text,
+                        options->text == NULL ? UMDI_TEXT_KEPT : UMDI_TEXT_ONCE, &values, control);
     if (status == UMD_OK)
         decide_at(result, options);
     umdi_delete(&predictor->allocator, (void *)(uintptr_t)text.text);

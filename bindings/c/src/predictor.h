@@ -26,6 +26,7 @@ typedef struct umdi_features {
 typedef struct umdi_cached {
     char *text;
     size_t length;
+    uint64_t mark; /* of the text */
     uint64_t used; /* when, in steps of the cache */
     umdi_features *features;
 } umdi_cached;
@@ -92,8 +93,14 @@ umd_status umdi_read_file(const umd_predictor *predictor, umdi_text name, uint8_
 umd_status umdi_compose(const umd_predictor *predictor, umdi_text prompt, umdi_text text,
                         umdi_text *out);
 
-/* Run the text encoder, or take what the cache has. Text about a patient is never cached. */
-umd_status umdi_encode_text(umd_predictor *predictor, umdi_text text, bool may_cache,
+enum umdi_text_use {
+    UMDI_TEXT_ONCE,    /* about a patient: never cached */
+    UMDI_TEXT_KEPT,    /* run, or taken from the cache */
+    UMDI_TEXT_EMBEDDED /* not cached; with its embedding */
+};
+
+/* Run the text encoder, or take what the cache has. */
+umd_status umdi_encode_text(umd_predictor *predictor, umdi_text text, enum umdi_text_use use,
                             umdi_control *control, umdi_features **out);
 void umdi_features_free(umd_predictor *predictor, umdi_features *features);
 

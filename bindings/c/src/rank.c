@@ -90,7 +90,7 @@ static umd_status encode(const ranking *r, const char *given, umdi_features **ou
         return umdi_missing("a text");
     UMDI_TRY(umdi_check_text(umdi_of(given), "text"));
     UMDI_TRY(umdi_compose(r->predictor, r->task->prompt, umdi_of(given), &text));
-    status = umdi_encode_text(r->predictor, text, false, r->control, out);
+    status = umdi_encode_text(r->predictor, text, UMDI_TEXT_EMBEDDED, r->control, out);
     umdi_delete(&r->predictor->allocator, (void *)(uintptr_t)text.text);
     return status;
 }

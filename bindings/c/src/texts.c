@@ -35,12 +35,12 @@ void umdi_features_free(umd_predictor *predictor, umdi_features *features)
 }
 
 static umd_status run_text(umd_predictor *predictor, umdi_text text, umdi_control *control,
-                           umdi_features *features)
+                           bool wants_embedding, umdi_features *features)
 {
     static const char *const names[] = {"text_tokens", "text_embedding"};
     size_t room = (size_t)predictor->manifest.max_length;
     const OrtValue *inputs[2];
-    umdi_tensor outputs[2];
+    umdi_tensor outputs[2] = {0};
     int64_t shape[2] = {1, 0};
     features->ids = umdi_new(&predictor->allocator, room, sizeof *features->ids);
     features->mask = umdi_new(&predictor->allocator, room, sizeof *features->mask);
@@ -59,19 +59,30 @@ static umd_status run_text(umd_predictor *predictor, umdi_text text, umdi_contro
                               &features->mask_value));
     inputs[0] = features->ids_value;
     inputs[1] = features->mask_value;
-    UMDI_TRY(umdi_graph_run(&predictor->graphs[UMDI_TEXT], control, inputs, names, 2, outputs));
+    UMDI_TRY(umdi_graph_run(&predictor->graphs[UMDI_TEXT], control, inputs, names,
+                            wants_embedding ? 2 : 1, outputs));
     features->tokens = outputs[0];
     features->embedding = outputs[1];
     return UMD_OK;
 }
 
+/* FNV-1a: so that a text is compared with few others. */
+static uint64_t mark_of(umdi_text text)
+{
+    uint64_t mark = 0xcbf29ce484222325u;
+    for (size_t i = 0; i < text.length; i++)
+        mark = (mark ^ (unsigned char)text.text[i]) * 0x100000001b3u;
+    return mark;
+}
+
 static umdi_features *take_cached(umd_predictor *predictor, umdi_text text)
 {
+    const uint64_t mark = mark_of(text);
     umdi_features *found = NULL;
     pthread_mutex_lock(&predictor->lock);
     for (size_t i = 0; i < UMDI_CACHED_TEXTS && found == NULL; i++) {
         umdi_cached *cached = &predictor->cache[i];
-        if (cached->features == NULL || cached->length != text.length ||
+        if (cached->features == NULL || cached->mark != mark || cached->length != text.length ||
             memcmp(cached->text, text.text, text.length) != 0)
             continue;
         found = cached->features;
@@ -100,6 +111,7 @@ static void cache(umd_predictor *predictor, umdi_text text, umdi_features *featu
     old_text = oldest->text;
     oldest->text = copy;
     oldest->length = text.length;
+    oldest->mark = mark_of(text);
     oldest->features = features;
     oldest->used = ++predictor->step;
     pthread_mutex_unlock(&predictor->lock);
@@ -107,10 +119,10 @@ static void cache(umd_predictor *predictor, umdi_text text, umdi_features *featu
     umdi_features_free(predictor, old);
 }
 
-umd_status umdi_encode_text(umd_predictor *predictor, umdi_text text, bool may_cache,
+umd_status umdi_encode_text(umd_predictor *predictor, umdi_text text, enum umdi_text_use use,
                             umdi_control *control, umdi_features **out)
 {
-    umdi_features *features = may_cache ? take_cached(predictor, text) : NULL;
+    umdi_features *features = use == UMDI_TEXT_KEPT ? take_cached(predictor, text) : NULL;
     umd_status status;
     *out = features;
     if (features != NULL)
@@ -119,13 +131,13 @@ umd_status umdi_encode_text(umd_predictor *predictor, umdi_text text, bool may_c
     if (features == NULL)
         return UMD_ERROR_OUT_OF_MEMORY;
     atomic_init(&features->users, 1);
-    status = run_text(predictor, text, control, features);
+    status = run_text(predictor, text, control, use == UMDI_TEXT_EMBEDDED, features);
     if (status != UMD_OK) {
         umdi_features_free(predictor, features);
         return status;
     }
     /* Two threads may both come here; both have computed the same bits. */
-    if (may_cache)
+    if (use == UMDI_TEXT_KEPT)
         cache(predictor, text, features);
     *out = features;
     return UMD_OK;
