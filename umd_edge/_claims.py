@@ -77,7 +77,11 @@ def claim_folder(name: str, folder: Path) -> Iterator[Path]:
             path.mkdir()
         except FileExistsError:
             continue
-        descriptor, made = _open_folder(path), path.stat()
+        try:
+            descriptor = _open_folder(path)
+            made = path.stat() if descriptor is None else os.fstat(descriptor)
+        except FileNotFoundError:  # another writer took it for left behind
+            continue
         if descriptor is None:
             break
         if _lock(descriptor) is not False and _stands_at(path, os.fstat(descriptor)):
@@ -98,13 +102,23 @@ def remove_unheld(path: Path) -> bool:
     Returns:
         Whether nothing is there now; False where a living writer holds it.
     """
-    if _is_held(path):
-        return False
-    with contextlib.suppress(OSError):
-        if path.is_dir() and not path.is_symlink():
-            _remove_folder(path)
-        else:
-            path.unlink()
+    if not os.path.lexists(path):
+        return True
+    try:
+        descriptor = _open_any(path)
+    except OSError as error:
+        if error.errno != errno.ELOOP:  # gone meanwhile, or not ours to look at or to remove
+            return not os.path.lexists(path)
+        descriptor = None  # a link
+    # Held until it is gone: a writer that has just made it must not take it meanwhile.
+    try:
+        if descriptor is None:
+            _remove(path)
+        elif _lock(descriptor) is True and _stands_at(path, os.fstat(descriptor)):
+            _remove(path)
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
     return not os.path.lexists(path)
 
 
@@ -130,23 +144,18 @@ def _names(name: str, folder: Path) -> Iterator[Path]:
         yield folder / f".{name}.{os.urandom(4).hex()}.tmp"
 
 
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            _remove_folder(path)
+        else:
+            path.unlink()
+
+
 def _remove_folder(path: Path) -> None:
     import shutil  # the runtime writes files alone, and starts sooner without it
 
     shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_held(path: Path) -> bool:
-    try:
-        descriptor = _open_any(path)
-    except OSError as error:  # not ours to look at, and not ours to remove
-        return error.errno not in (errno.ENOENT, errno.ELOOP)
-    if descriptor is None:
-        return False
-    try:
-        return _lock(descriptor) is not True
-    finally:
-        os.close(descriptor)
 
 
 def _stands_at(path: Path, made: os.stat_result) -> bool:

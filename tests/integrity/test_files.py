@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from support.bundles import tiny_files
 from support.command import png, run
 from umd_edge._bundle import Bundle, write_bundle
-from umd_edge._claims import claim_file, remove_unheld
+from umd_edge._claims import claim_file, claim_folder, remove_unheld
 from umd_edge._files import whole_file, write_whole
 from umd_edge.errors import UsageError
 from umd_edge_export.places import check_place
@@ -112,6 +113,28 @@ def test_killed_writers_leave_one_file_however_many_there_were(tmp_path: Path):
         killed.append(claim_file("x", tmp_path))
         killed[-1].__enter__().close()  # and never renamed: as the system ends a killed process
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_writers_at_the_same_time_do_not_mix(tmp_path: Path):
+    contents = [bytes([number]) * 20_000 for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(10):
+            list(pool.map(lambda data: write_whole(tmp_path / "x", data), contents))
+            assert (tmp_path / "x").read_bytes() in contents
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_folders_at_the_same_time_are_each_its_own(tmp_path: Path):
+    def work(number: int) -> None:
+        for _ in range(20):
+            with claim_folder("x", tmp_path) as folder:
+                (folder / "mine").write_text(str(number))
+                assert [path.name for path in folder.iterdir()] == ["mine"]
+                assert (folder / "mine").read_text() == str(number)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_link_in_the_way_is_removed_and_not_followed(tmp_path: Path):
