@@ -29,12 +29,12 @@ def test_checkpoints_that_are_saved_while_killed_50_times_lose_nothing(tmp_path:
         *("support.saving", "save", "whole"),
         [str(out), str(said)],
         kills=KILLS,
-        steps=3,
+        steps=2,
         span_s=0.06,
     )
     assert counts == {"killed": KILLS, "ended": 0}
     steps = [int(line) for line in said.read_text().split()]
-    assert len(steps) > KILLS // 2, "the kills did not fall into the work"
+    assert len(steps) > KILLS // 5, "the kills did not fall into the work"
     assert steps == sorted(set(steps))
     assert len(list((out / "checkpoints").glob("step-*"))) <= 3
 
@@ -91,6 +91,7 @@ for save in (save_state, lambda run: save_final(run, {"step": 6})):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="permissions of another kind")
 def test_a_folder_that_may_no_longer_be_written_keeps_its_checkpoint():
     place = Path(tempfile.mkdtemp(prefix="umd-edge-"))
