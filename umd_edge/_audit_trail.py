@@ -67,7 +67,7 @@ class AuditTrail:
         except UmdEdgeError as error:
             self.record_error(error, task, **given)
             raise
-        name = task or self._engine.vqa_task(None).name
+        name = task or self._engine.tasks.vqa(None).name
         self._log.record_result(result, name, self._image, image_ms(), **given)
         return result
 

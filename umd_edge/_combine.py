@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ._engine import check_question, task_text
 from ._postprocess import (
     check_coverage,
     check_operating_request,
@@ -47,6 +46,7 @@ from ._results import (
 )
 from ._status import judge, outside_intended_use
 from ._task import TaskSpec, compose_text
+from ._task_table import check_question, task_text
 from ._trust_sets import STATES, PredictionSet
 from .errors import ImageInputError, UmdEdgeError
 
@@ -216,11 +216,11 @@ class EncodedStudy:
         coverage: float | None,
     ) -> Classification:
         engine = self._engine
-        spec = engine.classification_task(task)
+        spec = engine.tasks.classification(task)
         check_operating_request(spec, sensitivity, specificity)
         check_coverage(spec, coverage)
         full_text = task_text(spec, text)
-        values = engine.task_structured(spec, structured)
+        values = engine.tasks.structured(spec, structured)
         start = perf_counter()
         features = engine.prompt_features(full_text, keep=text is None)
         ready = perf_counter()
@@ -236,7 +236,7 @@ class EncodedStudy:
 
     def _ask(self, question: str, task: str | None, coverage: float | None) -> Answer:
         engine = self._engine
-        spec = engine.vqa_task(task)
+        spec = engine.tasks.vqa(task)
         check_question(question)
         check_coverage(spec, coverage)
         start = perf_counter()

@@ -32,11 +32,11 @@ from ._postprocess import (
 )
 from ._results import Alternative, Answer, BundleInfo, Classification, Finding, Status, Timing
 from ._status import judge, outside_intended_use
-from ._structured import encode_structured
 from ._task import TaskSpec, compose_text, output_name
+from ._task_table import TaskTable, check_question, task_text
 from ._tokenizer import TextTokenizer
 from ._trust_sets import PredictionSet
-from .errors import InferenceError, TextInputError, UnknownTaskError, UsageError
+from .errors import InferenceError, UsageError
 
 if TYPE_CHECKING:
     from ._encoded import EncodedImage
@@ -73,7 +73,7 @@ class Engine:
             bundle.read(manifest.tokenizer.file), manifest.tokenizer.max_length
         )
         self.graphs = Graphs(bundle, variant, options)
-        self._tasks = {task.name: task for task in manifest.tasks}
+        self.tasks = TaskTable(manifest)
         self._logits_names = {task.name: [output_name(task.name)] for task in manifest.tasks}
         self._prompts: dict[str, TextFeatures] = {}
         self._questions: dict[str, TextFeatures] = {}
@@ -82,7 +82,6 @@ class Engine:
         self._real_tokens = np.ones((1, manifest.tokenizer.max_length), np.int64)
         self._overlaps = options.overlap and has_second_core()
         self.calls = Calls()
-        self._vqa_names = [task.name for task in manifest.tasks if task.kind == "vqa"]
         width = len(manifest.structured_fields)
         self._no_structured = np.zeros((1, width), np.float32), np.zeros((1, width), np.float32)
         self._common: dict[str, Any] = {
@@ -113,7 +112,7 @@ class Engine:
         coverage: float | None = None,
     ) -> Answer:
         """See `Predictor.ask`."""
-        spec = self.vqa_task(task)
+        spec = self.tasks.vqa(task)
         check_question(question)
         check_coverage(spec, coverage)
         outside = outside_intended_use(spec, encoded.dicom)
@@ -154,11 +153,11 @@ class Engine:
         coverage: float | None = None,
     ) -> Classification:
         """See `Predictor.classify`."""
-        spec = self.classification_task(task)
+        spec = self.tasks.classification(task)
         check_operating_request(spec, sensitivity, specificity)
         check_coverage(spec, coverage)
         full_text = task_text(spec, text)
-        values = self.task_structured(spec, structured)
+        values = self.tasks.structured(spec, structured)
         outside = outside_intended_use(spec, encoded.dicom)
         if outside:
             return self._classification(
@@ -287,66 +286,6 @@ class Engine:
         """Whether any task has an out-of-distribution score."""
         return bool(self._ood)
 
-    def vqa_task(self, name: str | None) -> TaskSpec:
-        """The question-answering task of that name; the only one where None.
-
-        Raises:
-            UnknownTaskError: There is none, or None was given and there are several.
-        """
-        names = self._vqa_names
-        if name is None and len(names) == 1:
-            return self._tasks[names[0]]
-        if name is None or name not in names:
-            raise UnknownTaskError(
-                f"task {name!r} given; question-answering tasks of this bundle: {names or 'none'}"
-            )
-        return self._tasks[name]
-
-    def classification_task(self, name: str) -> TaskSpec:
-        """The classification task of that name.
-
-        Raises:
-            UnknownTaskError: There is none.
-        """
-        task = self._tasks.get(name)
-        if task is None or task.kind != "classification":
-            names = [task.name for task in self.manifest.tasks if task.kind == "classification"]
-            raise UnknownTaskError(
-                f"task {name!r} given; classification tasks of this bundle: {names or 'none'}"
-            )
-        return task
-
-    def task_structured(
-        self, task: TaskSpec, structured: Mapping[str, Any] | None
-    ) -> tuple[Float32Array, Float32Array] | None:
-        """Values (1, F) and mask (1, F) of what the user gave.
-
-        Raises:
-            StructuredInputError: A value is not read by the task, or of a wrong type.
-        """
-        if structured is None:
-            return None
-        values, mask = encode_structured(
-            structured, self.manifest.structured_fields, allowed=task.structured_paths
-        )
-        return values[None], mask[None]
-
-    def retrieval_task(self, name: str | None) -> TaskSpec:
-        """The retrieval task of that name; the only one where None.
-
-        Raises:
-            UnknownTaskError: There is none, or None was given and there are several.
-        """
-        names = [task.name for task in self.manifest.tasks if task.kind == "retrieval"]
-        if name is None and len(names) == 1:
-            return self._tasks[names[0]]
-        if name is None or name not in names:
-            raise UnknownTaskError(
-                f"task {name!r} given; retrieval tasks of this bundle: {names or 'none'}. A bundle "
-                "without one was not trained to match images and texts"
-            )
-        return self._tasks[name]
-
     def text_features(self, text: str) -> tuple[Float32Array, Float32Array]:
         """`text_tokens` (1, L, D) and `text_embedding` (1, E) of a text, prompt included."""
         input_ids, attention_mask = self.tokenizer.encode([text])
@@ -429,31 +368,6 @@ class Engine:
             ood_score=None if score is None else score.value,
             **self._common,
         )
-
-
-def check_question(question: object) -> None:
-    """Refuse an empty question.
-
-    Raises:
-        TextInputError: It is empty or no string.
-    """
-    if not isinstance(question, str) or not question.strip():
-        raise TextInputError("the question is empty; write one, such as 'Which organ is this?'")
-
-
-def task_text(task: TaskSpec, text: str | None) -> str:
-    """What the text encoder reads for a classification.
-
-    Raises:
-        TextInputError: Text is empty, or given to a task that reads none.
-    """
-    if text is None:
-        return task.prompt
-    if not task.text_paths:
-        raise TextInputError(f"task {task.name!r} reads no text; leave the text out")
-    if not isinstance(text, str) or not text.strip():
-        raise TextInputError("the text is empty; write it or leave it out")
-    return compose_text(task.prompt, [text])
 
 
 def _all_finite(values: Float32Array) -> bool:

@@ -128,10 +128,10 @@ def _task(engine: Engine, request: Request) -> TaskSpec:
     if request.question is not None:
         if request.text is not None or request.structured is not None:
             raise UsageError("text and values belong to a classification; a question takes neither")
-        return engine.vqa_task(request.task)
+        return engine.tasks.vqa(request.task)
     if request.task is None:
         raise UsageError("say what to explain: a question, or the name of a classification task")
-    return engine.classification_task(request.task)
+    return engine.tasks.classification(request.task)
 
 
 def _method(engine: Engine, spec: TaskSpec, request: Request) -> tuple[Method, bool]:
@@ -175,7 +175,7 @@ def _feeds(encoded: EncodedImage, engine: Engine, spec: TaskSpec, request: Reque
     words = compose_text(spec.prompt, [request.question or request.text or ""])
     text_tokens, _ = engine.text_features(words)
     absent = np.zeros((1, len(engine.manifest.structured_fields)), np.float32)
-    values, mask = engine.task_structured(spec, request.structured) or (absent, absent)
+    values, mask = engine.tasks.structured(spec, request.structured) or (absent, absent)
     return {
         "image_tokens": encoded.features()[0],
         "text_tokens": text_tokens,

@@ -20,7 +20,7 @@ from ._bundle import Bundle
 from ._deadline import CancelToken, check_limits
 from ._defaults import FRAMES, WORKERS
 from ._encoded import EncodedImage
-from ._engine import Engine, check_question, task_text
+from ._engine import Engine
 from ._image import kind_of, load_image
 from ._manifest import Manifest
 from ._options import SessionOptions
@@ -28,6 +28,7 @@ from ._postprocess import check_coverage, check_operating_request
 from ._ranking_calls import RankingCalls
 from ._results import Answer, BundleInfo, Classification, Timing
 from ._task import TaskSpec
+from ._task_table import check_question, task_text
 from .errors import (
     BundleNotFoundError,
     UmdEdgeError,
@@ -403,7 +404,7 @@ class Predictor(RankingCalls):
         self, question: str, task: str | None = None, coverage: float | None = None
     ) -> None:
         check_question(question)
-        check_coverage(self._engine.vqa_task(task), coverage)
+        check_coverage(self._engine.tasks.vqa(task), coverage)
 
     def _check_classify(
         self,
@@ -414,9 +415,9 @@ class Predictor(RankingCalls):
         specificity: float | None = None,
         coverage: float | None = None,
     ) -> None:
-        spec = self._engine.classification_task(task)
+        spec = self._engine.tasks.classification(task)
         task_text(spec, text)
-        self._engine.task_structured(spec, structured)
+        self._engine.tasks.structured(spec, structured)
         check_operating_request(spec, sensitivity, specificity)
         check_coverage(spec, coverage)
 

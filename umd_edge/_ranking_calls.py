@@ -68,7 +68,7 @@ class RankingCalls:
 
         if (images is None) == (texts is None):
             raise UsageError("give either images or texts to make a gallery of")
-        spec = self._engine.retrieval_task(task)
+        spec = self._engine.tasks.retrieval(task)
         kind: Literal["image", "text"] = "text" if images is None else "image"
         items: Sequence[Any] = (texts if images is None else images) or ()
         trail = self._ranking_trail(spec.name)
@@ -117,7 +117,7 @@ class RankingCalls:
         from ._retrieval import build_gallery, rank_galleries
 
         check_method(method, candidates, direction)
-        spec = self._engine.retrieval_task(task)
+        spec = self._engine.tasks.retrieval(task)
         start = perf_counter()
         timing = Timing()
         tokens = method != "embedding"

@@ -13,7 +13,7 @@ from PIL import Image
 
 import umd_edge
 from support.c_library import CPredictor, Match, library
-from umd_edge._engine import task_text
+from umd_edge._task_table import task_text
 
 BUNDLE = Path(umd_edge.__file__).parent / "bundles" / "default.umd"
 VALUES = ("itch", "hurt", "bleed", "elevation")
@@ -50,14 +50,14 @@ def test_classification_with_values_is_that_of_python(
     opened: CPredictor, python: umd_edge.Predictor, shared_data: Path
 ) -> None:
     engine, seen = python._engine, set()
-    task = engine.classification_task("skin-lesion")
+    task = engine.tasks.classification("skin-lesion")
     for record in _records(shared_data, "padufes", 12):
         pixels, values = _pixels(shared_data, "padufes", record), _structured(record)
         seen |= set(values)
         encoded = python.encode(pixels)
         found = encoded.classify(task.name, structured=values)
         features = engine.prompt_features(task_text(task, None), keep=True)
-        logits, _ = engine.infer(encoded, task, features, engine.task_structured(task, values))
+        logits, _ = engine.infer(encoded, task, features, engine.tasks.structured(task, values))
         given = opened.encode(pixels).classify(task.name, structured=values)
         assert [item[3] for item in given.items] == logits.tolist()
         assert [item[2] for item in given.items] == [f.positive for f in found.findings]

@@ -56,9 +56,9 @@ def _log_probability(predictor, pixel_values, text, structured, row, task=TASK) 
     engine = predictor._engine
     tokens, _ = engine.graphs.vision.run({"pixel_values": pixel_values})
     words, _ = engine.text_features(text)
-    spec = engine.classification_task(task)
+    spec = engine.tasks.classification(task)
     absent = np.zeros((1, 3), np.float32)
-    values, mask = engine.task_structured(spec, structured) or (absent, absent)
+    values, mask = engine.tasks.structured(spec, structured) or (absent, absent)
     logits = engine.graphs.fusion.run(
         {
             "image_tokens": tokens,
@@ -78,7 +78,7 @@ def test_ablation_is_the_fall_when_the_pixels_of_a_patch_become_the_mean_patch(
 ):
     # A cell of the tiny bundle is the mean of its 8 x 8 pixels, so a patch can be hidden there too.
     found = encoded.explain(task=TASK, method="ablation", structured=structured)
-    row = predictor._engine.classification_task(TASK).outputs.index(found.target)
+    row = predictor._engine.tasks.classification(TASK).outputs.index(found.target)
     pixels = encoded.pixel_values()
     cells = pixels.reshape(3, 2, 8, 2, 8).mean(axis=(2, 4))
     whole = _log_probability(predictor, pixels, "skin lesion", structured, row)
@@ -99,8 +99,8 @@ def test_ablation_is_the_fall_when_the_pixels_of_a_patch_become_the_mean_patch(
 def test_attention_is_the_mean_over_words_and_given_values(predictor, encoded):
     found = encoded.explain(task=TASK, method="attention", structured=VALUES)
     words, _ = predictor._engine.text_features("skin lesion")
-    values, mask = predictor._engine.task_structured(
-        predictor._engine.classification_task(TASK), VALUES
+    values, mask = predictor._engine.tasks.structured(
+        predictor._engine.tasks.classification(TASK), VALUES
     )
     tokens = encoded.features()[0][0]
     stream = np.concatenate([np.outer(values[0][mask[0] > 0], np.ones(8)), words[0]])
@@ -117,7 +117,7 @@ def test_question_is_explained_by_its_answer_and_by_any_other(encoded, predictor
     assert (found.target, found.probability) == (answer.text, answer.probability)
     assert found.question == QUESTION and QUESTION not in repr(found)
     (last,) = (
-        set(predictor._engine.vqa_task(None).outputs)
+        set(predictor._engine.tasks.vqa(None).outputs)
         - {
             answer.text,
             *(item.answer for item in answer.alternatives),

@@ -174,7 +174,7 @@ class TestMissingValues:
         self, predictor: Predictor, image: np.ndarray, given: dict[str, Any]
     ):
         engine = predictor._engine
-        pair = engine.task_structured(engine.classification_task("skin-lesion"), given)
+        pair = engine.tasks.structured(engine.tasks.classification("skin-lesion"), given)
         assert pair is not None
         assert not pair[0].any() and pair[1].sum() == 1  # the number is 0, and it is there
         encoded = predictor.encode(image)
@@ -190,7 +190,7 @@ class TestMissingValues:
     def test_the_default_bundle_never_sees_the_number_of_a_missing_value(self, image: np.ndarray):
         predictor = Predictor.default()
         encoded = predictor.encode(image)
-        task = predictor._engine.classification_task("skin-lesion")
+        task = predictor._engine.tasks.classification("skin-lesion")
         width = len(predictor.manifest.structured_fields)
         missing, present = np.zeros(width, np.float32), np.ones(width, np.float32)
         zero = np.zeros(width, np.float32)

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 import umd_edge
-from umd_edge._engine import task_text
 from umd_edge._image import load_image
 from umd_edge._preprocess import preprocess
 from umd_edge._task import compose_text
+from umd_edge._task_table import task_text
 
 Array = np.ndarray[Any, Any]
 WORDS = (
@@ -74,12 +74,12 @@ def _items(
     """Output, logit and probability of what C lists."""
     encoded, engine = predictor.encode(pixels), predictor._engine
     if task:
-        spec = engine.classification_task(task)
+        spec = engine.tasks.classification(task)
         findings = encoded.classify(task).findings
         ranked = [(finding.label, finding.probability) for finding in findings]
         features = engine.prompt_features(task_text(spec, None), keep=True)
     else:
-        spec = engine.vqa_task(None)
+        spec = engine.tasks.vqa(None)
         answer = encoded.ask(text)
         ranked = [(answer.answer, answer.probability)]
         ranked += [(item.answer, item.probability) for item in answer.alternatives]

@@ -72,7 +72,7 @@ class Archive:
         names = list(dict.fromkeys(given))
         places = {_printable(name): index for index, name in enumerate(names)}
         reports.prepare(names)
-        labels = self.predictor._engine.classification_task(self.task).outputs
+        labels = self.predictor._engine.tasks.classification(self.task).outputs
         codes: list[int] = []
         with open_table(self.out, labels, self._run()) as rows:
             left = [name for name in names if _printable(name) not in rows.done]

@@ -14,11 +14,11 @@ from .. import __version__
 from .._demo import QUESTIONS
 from .._describe import describe_bundle
 from .._encoded import EncodedImage
-from .._engine import check_question
 from .._explain import proven_methods
 from .._overlay import draw_explanation
 from .._results import answers_to_dict
 from .._task import TaskSpec
+from .._task_table import check_question
 from ._answers import JSONAnswer
 from ._errors import BadRequestError
 from ._request import Fields

@@ -1,0 +1,112 @@
+"""Which task a call means, and what it lets a caller give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ._manifest import Manifest
+from ._structured import encode_structured
+from ._task import TaskSpec, compose_text
+from .errors import TextInputError, UnknownTaskError
+
+__all__ = ["TaskTable", "check_question", "task_text"]
+
+Float32Array = npt.NDArray[np.float32]
+
+
+class TaskTable:
+    """The tasks of a bundle, by name and kind."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._fields = manifest.structured_fields
+        self._tasks = {task.name: task for task in manifest.tasks}
+        self._names: dict[str, list[str]] = {}
+        for task in manifest.tasks:
+            self._names.setdefault(task.kind, []).append(task.name)
+
+    def vqa(self, name: str | None) -> TaskSpec:
+        """The question-answering task of that name; the only one where None.
+
+        Raises:
+            UnknownTaskError: There is none, or None was given and there are several.
+        """
+        names = self._names.get("vqa", ())
+        if name is None and len(names) == 1:
+            return self._tasks[names[0]]
+        if name is None or name not in names:
+            raise UnknownTaskError(_unknown(name, "question-answering", names))
+        return self._tasks[name]
+
+    def classification(self, name: str) -> TaskSpec:
+        """The classification task of that name.
+
+        Raises:
+            UnknownTaskError: There is none.
+        """
+        names = self._names.get("classification", ())
+        if name not in names:
+            raise UnknownTaskError(_unknown(name, "classification", names))
+        return self._tasks[name]
+
+    def retrieval(self, name: str | None) -> TaskSpec:
+        """The retrieval task of that name; the only one where None.
+
+        Raises:
+            UnknownTaskError: There is none, or None was given and there are several.
+        """
+        names = self._names.get("retrieval", ())
+        if name is None and len(names) == 1:
+            return self._tasks[names[0]]
+        if name is None or name not in names:
+            raise UnknownTaskError(
+                _unknown(name, "retrieval", names)
+                + ". A bundle without one was not trained to match images and texts"
+            )
+        return self._tasks[name]
+
+    def structured(
+        self, task: TaskSpec, structured: Mapping[str, Any] | None
+    ) -> tuple[Float32Array, Float32Array] | None:
+        """Values (1, F) and mask (1, F) of what the user gave.
+
+        Raises:
+            StructuredInputError: A value is not read by the task, or of a wrong type.
+        """
+        if structured is None:
+            return None
+        values, mask = encode_structured(structured, self._fields, allowed=task.structured_paths)
+        return values[None], mask[None]
+
+
+def _unknown(name: str | None, kind: str, names: Sequence[str]) -> str:
+    given = "no task given" if name is None else f"task {name!r} given"
+    return f"{given}; {kind} tasks of this bundle: {list(names) or 'none'}"
+
+
+def check_question(question: object) -> None:
+    """Refuse an empty question.
+
+    Raises:
+        TextInputError: It is empty or no string.
+    """
+    if not isinstance(question, str) or not question.strip():
+        raise TextInputError("the question is empty; write one, such as 'Which organ is this?'")
+
+
+def task_text(task: TaskSpec, text: str | None) -> str:
+    """What the text encoder reads for a classification.
+
+    Raises:
+        TextInputError: Text is empty, or given to a task that reads none.
+    """
+    if text is None:
+        return task.prompt
+    if not task.text_paths:
+        raise TextInputError(f"task {task.name!r} reads no text; leave the text out")
+    if not isinstance(text, str) or not text.strip():
+        raise TextInputError("the text is empty; write it or leave it out")
+    return compose_text(task.prompt, [text])
