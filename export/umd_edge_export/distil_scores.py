@@ -17,9 +17,9 @@ from umd_edge._task import TaskSpec
 from umd_edge._tokenizer import TextTokenizer
 from umd_edge.errors import DataError
 from umd_edge_train.checkpoint import Checkpoint
+from umd_edge_train.corpus import read_split
 from umd_edge_train.evaluate import find_task
 from umd_edge_train.experiments.paired import Outcomes, Rankings, Results
-from umd_edge_train.experiments.predictions import split_records
 from umd_edge_train.pictures import PictureStore
 from umd_edge_train.recipe import DatasetConfig, Recipe
 from umd_edge_train.retrieval import score_items
@@ -140,7 +140,8 @@ def score_part(
     task = _as_trained(
         find_task(checkpoint.tasks, part.task, ("classification", "vqa", "retrieval"))
     )
-    records = split_records(data, part.dataset, split, recipe)
+    free_only = not recipe.allow_non_commercial
+    records, _ = read_split(part.dataset, data, split, free_only=free_only)
     found = build_examples(records, task, checkpoint.structured_fields).examples
     examples = [e for e in found if e.target is None or bool(np.isfinite(e.target).any())]
     if not examples:

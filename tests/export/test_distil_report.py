@@ -234,6 +234,23 @@ def test_runs_of_other_records_or_labels_are_not_joined():
             results([one, other], "accuracy")
 
 
+def test_records_that_another_file_declares_free_are_judged(study, synth: Path, tmp_path: Path):
+    recipe, out, _ = study
+    copy = tmp_path / "synth"
+    shutil.copytree(synth, copy)
+    path = copy / "questions" / "images_val.jsonl"
+    raws = [dict(record.raw) for record in read_records(path)]
+    for raw in raws:
+        del raw["non_commercial"]
+    path.write_text("\n".join(map(json.dumps, raws)))
+    part = next(part for part in task_parts(recipe) if part.kind == "retrieval")
+    checkpoint = load_checkpoint(out / "alone-seed-0" / "final")
+    with pytest.raises(DataError, match="holds no record"):
+        score_part(checkpoint, part, recipe, copy, "val")
+    told = part._replace(dataset=replace(part.dataset, free_with="{split}.jsonl"))
+    assert len(score_part(checkpoint, told, recipe, copy, "val").ids) == len(raws)
+
+
 # --- stored answers -----------------------------------------------
 
 
