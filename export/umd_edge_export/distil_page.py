@@ -109,7 +109,7 @@ def _losses(runs: Mapping[str, Sequence[Path]]) -> dict[str, list[Curve]]:
     for arm, folders in runs.items():
         histories = [_history(folder) for folder in folders]
         for name in sorted({name for history in histories for name in history}):
-            seeds = [dict(_binned(history[name])) for history in histories if name in history]
+            seeds = [dict(_binned(history, name)) for history in histories if name in history]
             steps = sorted(set.intersection(*(set(seed) for seed in seeds)))
             if steps:
                 panels.setdefault(name, []).append(_curve(arm, steps, seeds))
@@ -127,12 +127,14 @@ def _curve(arm: str, steps: Sequence[float], seeds: Sequence[Mapping[float, floa
     )
 
 
-def _binned(points: Sequence[tuple[float, float]], bins: int = 60) -> Iterator[tuple[float, float]]:
-    """Means over equal stretches of steps: single steps are too noisy to look at."""
-    last = max(step for step, _ in points)
-    width = max(1.0, last / bins)
+def _binned(
+    history: Mapping[str, Sequence[tuple[float, float]]], name: str, bins: int = 60
+) -> Iterator[tuple[float, float]]:
+    """Means over equal stretches of a run's steps: single steps are too noisy to look at."""
+    # of the run, not of this loss: not every step has one
+    width = max(1.0, history["loss"][-1][0] / bins)
     stretches: dict[int, list[float]] = {}
-    for step, value in points:
+    for step, value in history[name]:
         stretches.setdefault(int((step - 1) // width), []).append(value)
     for number, values in stretches.items():
         yield (number + 0.5) * width, sum(values) / len(values)
@@ -155,7 +157,7 @@ def _row(name: str, summary: Mapping[str, Any], sign: str) -> str:
 def _sizes(sizes: Mapping[str, Mapping[str, int]]) -> str:
     """Without the arm that is the same student."""
     listed = [
-        f"{arm}: {size['parameters'] / 1e6:.2f} million weights, {size['bytes'] / 1e6:.1f} MB"
+        f"{arm}: {size['parameters'] / 1e6:.2f} million weights"
         for arm, size in sizes.items()
         if arm != "student without teacher"
     ]

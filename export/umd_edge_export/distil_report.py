@@ -175,10 +175,7 @@ def report_distillation(
 
 def _size(path: Path) -> dict[str, int]:
     model = load_checkpoint(path).model
-    return {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "bytes": sum(file.stat().st_size for file in path.glob("model*.safetensors")),
-    }
+    return {"parameters": sum(parameter.numel() for parameter in model.parameters())}
 
 
 def _pairs(arms: Mapping[str, Runs]) -> dict[str, tuple[Runs, Runs]]:

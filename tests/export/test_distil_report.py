@@ -18,6 +18,7 @@ from umd_edge._records import read_records
 from umd_edge.errors import DataError, UnknownTaskError, UsageError
 from umd_edge_export.distil import TeacherPaths
 from umd_edge_export.distil_cli import distil_report
+from umd_edge_export.distil_page import _losses
 from umd_edge_export.distil_report import report_distillation
 from umd_edge_export.distil_scores import (
     PartScores,
@@ -232,6 +233,24 @@ def test_runs_of_other_records_or_labels_are_not_joined():
     for other in (_scores([{"a"}, {"a"}]), _scores([{"a"}], ("a",))):
         with pytest.raises(DataError, match="different records or labels"):
             results([one, other], "accuracy")
+
+
+def test_losses_of_some_steps_alone_are_drawn_for_all_seeds(tmp_path: Path):
+    """Neither seed has the loss `rare` in its last step."""
+    folders = []
+    for seed, seen in enumerate((197, 193)):
+        folders.append(tmp_path / str(seed))
+        folders[-1].mkdir()
+        steps = [
+            {"step": step, "losses": {"loss": 1.0, **({"rare": 2.0} if step <= seen else {})}}
+            for step in range(1, 201)
+        ]
+        (folders[-1] / "history.jsonl").write_text("\n".join(map(json.dumps, steps)))
+    panels = _losses({STUDENT: folders})
+    assert list(panels) == ["loss", "rare"]
+    (curve,) = panels["rare"]
+    assert len(curve.x) > 50
+    assert set(curve.y) == {2.0}
 
 
 def test_records_that_another_file_declares_free_are_judged(study, synth: Path, tmp_path: Path):
