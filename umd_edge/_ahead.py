@@ -16,11 +16,13 @@ import os
 import threading
 from collections.abc import Callable
 from contextvars import copy_context
-from queue import SimpleQueue
 from time import perf_counter
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ._deadline import active_limits
+
+if TYPE_CHECKING:
+    from queue import SimpleQueue
 
 __all__ = ["Ahead", "Calls", "begin", "has_second_core"]
 
@@ -97,6 +99,8 @@ class _Second:
     """The second thread of this process."""
 
     def __init__(self) -> None:
+        from queue import SimpleQueue  # most processes that run once never come here
+
         self.queue: SimpleQueue[Ahead[Any] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._loop, name="umd-edge ahead", daemon=True)
         self._thread.start()

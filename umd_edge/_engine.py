@@ -81,6 +81,7 @@ class Engine:
         self._ood = load_models(manifest.tasks, bundle.read)
         self._real_tokens = np.ones((1, manifest.tokenizer.max_length), np.int64)
         self._overlaps = options.overlap and has_second_core()
+        self._images = 0  # two threads may lose a count; it is no matter
         self.calls = Calls()
         width = len(manifest.structured_fields)
         self._no_structured = np.zeros((1, width), np.float32), np.zeros((1, width), np.float32)
@@ -94,14 +95,17 @@ class Engine:
     def begin(self, work: Callable[[], Result]) -> Ahead[Result] | None:
         """Begin work on the second thread; None where it must be done on this one.
 
-        So it is where the options or the machine have no second thread, and where several calls are
-        under way: they fill the cores themselves.
+        So it is where the options or the machine have no second thread; where several calls are
+        under way, as they fill the cores themselves; and for the first image, as a program that
+        looks at one alone would begin a thread for nothing.
         """
-        return begin(work) if self._overlaps and self.calls.running <= 1 else None
+        wanted = self._overlaps and self._images and self.calls.running <= 1
+        return begin(work) if wanted else None
 
     def run_vision(self, pixel_values: Float32Array) -> tuple[Float32Array, Float32Array]:
         """`image_tokens` and `image_embedding` of (1, C, H, W) float32."""
         tokens, embedding = self.graphs.vision.run({"pixel_values": pixel_values})
+        self._images += 1
         return tokens, embedding
 
     def answer(
@@ -276,7 +280,8 @@ class Engine:
         if model is None:
             return self._logits(encoded, task, text, structured), None
         known = encoded.known_score(model)
-        ahead = None if known else self.begin(partial(encoded.ood_score, model))
+        here = known or self._images < 2
+        ahead = None if here else self.begin(partial(encoded.ood_score, model))
         logits = self._logits(encoded, task, text, structured)
         image = known or (encoded.ood_score(model) if ahead is None else ahead.result())
         return logits, model.score(image, logits, multi_label=task.multi_label)

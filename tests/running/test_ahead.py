@@ -46,7 +46,9 @@ def _plain(result) -> dict:
 
 def _overlapping(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Predictor:
     monkeypatch.setattr(engine_module, "has_second_core", lambda: True)
-    return Predictor.load(bundle)
+    predictor = Predictor.load(bundle)
+    predictor.encode(smooth(9)).features()
+    return predictor
 
 
 def test_results_are_those_of_one_thread(bundle: Path, monkeypatch: pytest.MonkeyPatch, begun):
@@ -59,12 +61,15 @@ def test_results_are_those_of_one_thread(bundle: Path, monkeypatch: pytest.Monke
     assert len(begun) >= 10  # the question and the picture of each
 
 
-@pytest.mark.parametrize("off", ["option", "one core", "several calls"])
+@pytest.mark.parametrize("off", ["option", "one core", "several calls", "first image"])
 def test_nothing_is_handed_over_where_that_does_not_help(
     off: str, bundle: Path, monkeypatch: pytest.MonkeyPatch, begun
 ):
     monkeypatch.setattr(engine_module, "has_second_core", lambda: off != "one core")
     predictor = Predictor.load(bundle, SessionOptions(overlap=off != "option"))
+    if off != "first image":
+        predictor.encode(smooth(9)).features()
+        begun.clear()
     with predictor._engine.calls:
         predictor.ask(smooth(1), QUESTION) if off == "several calls" else None
     if off != "several calls":
@@ -147,6 +152,7 @@ from umd_edge import Predictor
 predictor = Predictor.load({str(bundle)!r})
 image = np.zeros((20, 20), np.uint8)
 before = predictor.ask(image, "which organ ?").probability
+predictor.ask(image, "which plane ?")
 child = os.fork()
 if child == 0:
     os._exit(0 if predictor.ask(image, "which plane ?").answer is not None else 1)
