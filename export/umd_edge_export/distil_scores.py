@@ -27,6 +27,7 @@ from umd_edge_train.retrieval import score_items
 from .compare import record_score
 from .sides import CheckpointSide
 from .soft_answers import output_keys
+from .trust_records import unfitted
 
 __all__ = ["Part", "PartScores", "changed_decisions", "results", "score_part", "task_parts"]
 
@@ -100,19 +101,7 @@ def task_parts(recipe: Recipe) -> list[Part]:
 
 def _as_trained(task: TaskSpec) -> TaskSpec:
     """Without what was fitted behind the training, which one arm might have and another not."""
-    return replace(
-        task,
-        temperature=1.0,
-        scale=(),
-        bias=(),
-        other=None,
-        platt=None,
-        operating_points={},
-        operating_curves={},
-        conformal=None,
-        out_of_distribution=None,
-        thresholds={},
-    )
+    return replace(unfitted(task), out_of_distribution=None, thresholds={})
 
 
 def score_part(
