@@ -13,13 +13,14 @@ are on it. The same functions rank a torch model's outputs in training.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from ._defaults import CANDIDATES
+from ._record import dataclass
 from ._results import Result
 from .errors import InferenceError, UsageError
 
