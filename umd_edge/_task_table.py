@@ -34,12 +34,7 @@ class TaskTable:
         Raises:
             UnknownTaskError: There is none, or None was given and there are several.
         """
-        names = self._names.get("vqa", ())
-        if name is None and len(names) == 1:
-            return self._tasks[names[0]]
-        if name is None or name not in names:
-            raise UnknownTaskError(_unknown(name, "question-answering", names))
-        return self._tasks[name]
+        return self._only("vqa", name, "question-answering")
 
     def classification(self, name: str) -> TaskSpec:
         """The classification task of that name.
@@ -58,14 +53,15 @@ class TaskTable:
         Raises:
             UnknownTaskError: There is none, or None was given and there are several.
         """
-        names = self._names.get("retrieval", ())
+        hint = ". A bundle without one was not trained to match images and texts"
+        return self._only("retrieval", name, "retrieval", hint)
+
+    def _only(self, kind: str, name: str | None, words: str, hint: str = "") -> TaskSpec:
+        names = self._names.get(kind, [])
         if name is None and len(names) == 1:
-            return self._tasks[names[0]]
+            name = names[0]
         if name is None or name not in names:
-            raise UnknownTaskError(
-                _unknown(name, "retrieval", names)
-                + ". A bundle without one was not trained to match images and texts"
-            )
+            raise UnknownTaskError(_unknown(name, words, names) + hint)
         return self._tasks[name]
 
     def structured(
