@@ -3,10 +3,9 @@
 #ifndef UMDI_OOD_H
 #define UMDI_OOD_H
 
+#include "appearance.h"
 #include "container.h"
 #include "json.h"
-
-#define UMDI_APPEARANCE 17
 
 enum umdi_ood_part { UMDI_FEATURES, UMDI_LOOK, UMDI_ENERGY, UMDI_OOD_PARTS };
 
@@ -40,10 +39,6 @@ umd_status umdi_ood_parse(const umdi_json *value, const char *path, umdi_ood_spe
 /* Read the arrays of one task from the bytes of its file. Fails with BUNDLE_INTEGRITY. */
 umd_status umdi_ood_load(umdi_arena *arena, const uint8_t *bytes, size_t size, umdi_text task,
                          umdi_ood_model *model);
-
-/* Statistics of a resized picture of `channels` interleaved 8-bit values, at least 16 x 16. */
-void umdi_appearance(const uint8_t *picture, uint32_t channels, size_t height, size_t width,
-                     double statistics[UMDI_APPEARANCE]);
 
 /* Mean, then standard deviation, of (count, width) tokens: 2 * width values. */
 void umdi_token_statistics(const float *tokens, size_t count, size_t width, double *statistics);
