@@ -20,8 +20,9 @@ from umd_edge_train.finetuning import FineTuning
 from umd_edge_train.recipe import Recipe
 
 from .distil_data import DistillationObjective, add_unlabelled, training_records
-from .distil_features import PublishedTeacher, weights_digest
+from .distil_features import weights_digest
 from .distil_step import DistillationStep, Faculty
+from .published import PublishedTeacher
 from .soft_targets import SoftTargets
 from .teachers import Ensemble, load_teachers, teacher_sources
 

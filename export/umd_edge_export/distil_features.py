@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -23,15 +21,13 @@ from umd_edge.errors import UsageError
 from umd_edge_train.distillation_config import DistillationConfig
 from umd_edge_train.losses import Features
 from umd_edge_train.models import UMDModel
-from umd_edge_train.models.pretrained import load_published
 
 from .distil_losses import pooled_loss, relation_loss, resize_grid, token_loss
 
-__all__ = ["Encoded", "FeatureHeads", "FeatureTeacher", "PublishedTeacher", "recorded_relations"]
+__all__ = ["Encoded", "FeatureHeads", "FeatureTeacher", "recorded_relations"]
 
 # What `transformers` and we call the projections of a self-attention.
 _PROJECTIONS = (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"))
-_SETTING = "--feature-teacher"
 
 
 class Encoded(NamedTuple):
@@ -166,86 +162,6 @@ def _check_heads(config: DistillationConfig, widths: Sequence[int]) -> None:
             f"distillation.relation_heads: {heads} given; the widths {sorted(set(widths))} of the "
             "vision encoders of student and teachers must be multiples of it"
         )
-
-
-class PublishedTeacher(nn.Module):
-    """A vision or vision-language model of `transformers`, frozen: features, no answers.
-
-    Args:
-        name: Local directory or hub id.
-
-    Raises:
-        UsageError: It cannot be loaded, or takes no pictures.
-    """
-
-    def __init__(self, name: str) -> None:
-        from transformers import AutoConfig, AutoModel
-
-        super().__init__()
-        config = load_published(_SETTING, name, lambda: AutoConfig.from_pretrained(name))
-        model: Any = load_published(_SETTING, name, lambda: AutoModel.from_pretrained(name))
-        self.tower: Any = getattr(model, "vision_model", model)
-        self.text_tower: Any = getattr(model, "text_model", None)
-        vision = getattr(config, "vision_config", config)
-        if not hasattr(vision, "image_size") or not hasattr(vision, "hidden_size"):
-            raise UsageError(
-                f"{_SETTING}: {name!r} is a {config.model_type!r} model; a vision or "
-                "vision-language model with one width is needed"
-            )
-        self.spec = _published_spec(name, vision)
-        self.grid_width = int(vision.hidden_size)
-        self.pooled_widths: dict[str, int] = {"image": self.grid_width}
-        self._tokenizer: Any = None
-        if self.text_tower is not None:
-            from transformers import AutoTokenizer
-
-            self.pooled_widths["text"] = int(config.text_config.hidden_size)
-            self._tokenizer = load_published(
-                _SETTING, name, lambda: AutoTokenizer.from_pretrained(name)
-            )
-        self.requires_grad_(False).eval()
-
-    def train(self, mode: bool = True) -> PublishedTeacher:
-        """Stay in evaluation mode."""
-        return super().train(False)
-
-    def encode(self, pixel_values: Tensor, texts: Sequence[str], *, relations: bool) -> Encoded:
-        """Features of B pictures (B, 3, H, W) and of E texts, where it has a text tower."""
-        with recorded_relations(self.tower, wanted=relations) as record:
-            output = self.tower(pixel_values=pixel_values)
-        tokens = output.last_hidden_state
-        if tokens.ndim == 4:  # of a convolutional model: (B, D, H, W)
-            tokens = tokens.flatten(2).transpose(1, 2)
-        grid = patch_grid(tokens)
-        vector = getattr(output, "pooler_output", None)
-        pooled = {"image": grid.mean(dim=1) if vector is None else vector.flatten(1)}
-        if self.text_tower is not None:
-            words = self._tokenizer(
-                list(texts), padding=True, truncation=True, return_tensors="pt"
-            ).to(pixel_values.device)
-            inputs = {key: words[key] for key in ("input_ids", "attention_mask") if key in words}
-            pooled["text"] = self.text_tower(**inputs).pooler_output
-        return Encoded(tokens, grid, pooled, tuple(record))
-
-
-def _published_spec(name: str, vision: Any) -> PreprocessSpec:
-    """Size and normalisation of a published model's pictures."""
-    from transformers.utils import cached_file
-
-    def read() -> dict[str, Any]:
-        path = cached_file(name, "preprocessor_config.json")
-        found: dict[str, Any] = json.loads(Path(str(path)).read_text(encoding="utf-8"))
-        return found
-
-    settings = load_published(_SETTING, name, read)
-    size = vision.image_size
-    height, width = size if isinstance(size, (list, tuple)) else (size, size)
-    return PreprocessSpec(
-        height=int(height),
-        width=int(width),
-        mean=tuple(float(v) for v in settings.get("image_mean", (0.5,) * 3)),
-        std=tuple(float(v) for v in settings.get("image_std", (0.5,) * 3)),
-    )
 
 
 def weights_digest(module: nn.Module) -> str:

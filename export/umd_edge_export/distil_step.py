@@ -29,11 +29,11 @@ from .distil_features import (
     Encoded,
     FeatureHeads,
     FeatureTeacher,
-    PublishedTeacher,
     recorded_relations,
     student_features,
 )
 from .distil_losses import similarity_loss, soft_answer_loss
+from .published import PublishedTeacher
 from .soft_answers import PairEmbeddings, Questions, SoftAnswers
 from .soft_targets import SoftTargets
 from .teachers import Ensemble

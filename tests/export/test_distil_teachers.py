@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from umd_edge.errors import UsageError
 from umd_edge_export.distil_data import without_target
 from umd_edge_export.distil_features import (
     FeatureHeads,
-    PublishedTeacher,
     patch_grid,
     recorded_relations,
 )
@@ -227,78 +225,3 @@ def test_projections_are_those_of_the_weights_that_count(records):
     assert set(heads.projections) == {"joint_0"}
     assert heads.projections["joint_0"].weight.shape == (32, 32)
     assert not list(FeatureHeads(student, teachers, DistillationConfig()).parameters())
-
-
-@pytest.fixture(scope="module")
-def vit(tmp_path_factory) -> Path:
-    from transformers import ViTConfig, ViTModel
-
-    folder = tmp_path_factory.mktemp("vit")
-    torch.manual_seed(1)
-    config = ViTConfig(
-        hidden_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        image_size=48,
-        patch_size=16,
-    )
-    ViTModel(config).save_pretrained(folder)
-    settings = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
-    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
-    return folder
-
-
-def test_a_published_vision_model_teaches_features(vit: Path):
-    teacher = PublishedTeacher(str(vit))
-    assert (teacher.spec.height, teacher.spec.width) == (48, 48)
-    assert teacher.spec.mean == (0.1, 0.2, 0.3)
-    assert teacher.spec.std == (0.4, 0.5, 0.6)
-    encoded = teacher.encode(torch.randn(2, 3, 48, 48), [], relations=True)
-    assert encoded.grid.shape == (2, 9, 24)
-    assert encoded.pooled["image"].shape == (2, 24)
-    assert len(encoded.relations) == 3
-    heads = FeatureHeads(minute_model(), [teacher], DistillationConfig(token_weight=1.0))
-    # grids of 2 x 2 and 3 x 3: both become the coarser one
-    assert heads.tokens(0, torch.randn(2, 4, 16), encoded.grid).shape == (2,)
-
-
-def test_a_published_model_of_texts_is_no_teacher_of_pictures(tmp_path: Path):
-    from transformers import BertConfig, BertModel
-
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    BertModel(BertConfig(**sizes, vocab_size=20, intermediate_size=8)).save_pretrained(tmp_path)
-    with pytest.raises(UsageError, match="vision"):
-        PublishedTeacher(str(tmp_path))
-
-
-def test_a_published_model_that_is_not_there_is_told(tmp_path: Path):
-    with pytest.raises(UsageError, match="feature-teacher"):
-        PublishedTeacher(str(tmp_path / "nothing"))
-
-
-def test_a_vision_language_model_teaches_pictures_and_texts(tmp_path: Path):
-    from tokenizers import Tokenizer
-    from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
-
-    part = {
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-    }
-    config = CLIPConfig(
-        text_config={**part, "vocab_size": 160, "max_position_embeddings": 16, "eos_token_id": 3},
-        vision_config={**part, "image_size": 32, "patch_size": 16},
-        projection_dim=8,
-    )
-    CLIPModel(config).save_pretrained(tmp_path)
-    words = Tokenizer.from_str(train_wordpiece(["which shape"], 160).decode())
-    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]").save_pretrained(tmp_path)
-    (tmp_path / "preprocessor_config.json").write_text("{}")
-    teacher = PublishedTeacher(str(tmp_path))
-    encoded = teacher.encode(torch.randn(1, 3, 32, 32), ["which shape", "shape"], relations=False)
-    assert encoded.grid.shape == (1, 4, 16)
-    assert encoded.pooled["text"].shape == (2, 16)
-    assert encoded.relations == ()
-    assert math.isfinite(float(encoded.pooled["text"].sum()))
