@@ -10,11 +10,11 @@ import click
 
 from umd_edge._program import Program
 from umd_edge._task import OnUnmapped
-from umd_edge.errors import UsageError
 
 from .data_cli import data as data_group
 from .experiments.cli import baseline, grid, results
 from .experiments.facets_cli import facets
+from .options import PATH, data_option, json_option, split_options
 from .run_cli import RUNS, print_metrics
 
 __all__ = ["main"]
@@ -38,11 +38,7 @@ main.add_command(results)
 main.add_command(facets)
 
 
-_CHECKPOINT = click.argument("checkpoint", type=click.Path(path_type=Path))
-_DATA = click.option(
-    "--data", type=click.Path(path_type=Path), required=True, help="Data sets' folder."
-)
-_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+_CHECKPOINT = click.argument("checkpoint", type=PATH)
 
 
 @main.command()
@@ -51,13 +47,13 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on
 @click.option(
     "--data",
     "manifests",
-    type=click.Path(path_type=Path),
+    type=PATH,
     multiple=True,
     required=True,
     help="JSONL manifest; may be given several times.",
 )
 @click.option("--on-unmapped", type=click.Choice(["error", "drop"]), help="Unknown labels.")
-@_JSON
+@json_option
 def evaluate(
     checkpoint: Path,
     task: str,
@@ -79,11 +75,10 @@ def evaluate(
 
 @main.command()
 @_CHECKPOINT
-@_DATA
-@click.option("--split", type=click.Choice(["train", "val", "test"]), default="val")
-@click.option("--log", type=click.Path(path_type=Path), help="Append the figures to this log.")
-@click.option("--out", type=click.Path(path_type=Path), help="Write the metrics as JSON.")
-@click.option("--bundle", type=click.Path(path_type=Path), help="Measure this bundle instead.")
+@data_option
+@split_options("Append the figures to this log.")
+@click.option("--out", type=PATH, help="Write the metrics as JSON.")
+@click.option("--bundle", type=PATH, help="Measure this bundle instead.")
 def report(
     checkpoint: Path,
     data: Path,
@@ -98,8 +93,6 @@ def report(
     from .checkpoint import load_checkpoint, write_json
     from .report import append_report, report_split
 
-    if split == "test" and log is None:
-        raise UsageError("a look at the test split must be logged; give --log FILE")
     predictor = Predictor.load(bundle) if bundle else None
     figures = report_split(load_checkpoint(checkpoint), data, split, predictor)
     subject = f"checkpoint `{checkpoint.name}`"
@@ -115,7 +108,7 @@ def report(
 
 @main.command()
 @_CHECKPOINT
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="New checkpoint.")
+@click.option("--out", type=PATH, required=True, help="New checkpoint.")
 def pack(checkpoint: Path, out: Path) -> None:
     """Write a checkpoint for keeping: half the size, without the optimiser's state."""
     from .checkpoint import load_checkpoint, pack_checkpoint
@@ -127,8 +120,8 @@ def pack(checkpoint: Path, out: Path) -> None:
 @main.command()
 @_CHECKPOINT
 @click.option("--task", required=True, help="A single-label classification.")
-@click.option("--train", type=click.Path(path_type=Path), required=True, help="JSONL manifest.")
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="JSONL manifest.")
+@click.option("--train", type=PATH, required=True, help="JSONL manifest.")
+@click.option("--data", type=PATH, required=True, help="JSONL manifest.")
 @click.option("--positive", multiple=True, required=True, help="Label whose recall matters.")
 def dependence(
     checkpoint: Path, task: str, train: Path, data: Path, positive: tuple[str, ...]

@@ -14,6 +14,7 @@ from .converters.melinda import LABELS
 from .converters.sample import Images, Splits
 from .converters.source import Missing
 from .converters.vqa_med import CATEGORIES
+from .options import PATH
 
 __all__ = ["convert_command"]
 
@@ -29,8 +30,8 @@ def _to_text(report: ConvertReport, out: Path) -> str:
 
 @click.command("convert")
 @click.argument("name", metavar="FORMAT", type=click.Choice(list(CONVERTERS)))
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("source", type=PATH)
+@click.argument("out", type=PATH)
 @click.option(
     "--splits",
     type=click.Choice(["patients", "published"]),
@@ -67,9 +68,7 @@ def _to_text(report: ConvertReport, out: Path) -> str:
 )
 @click.option("--label", type=click.Choice(LABELS), help="melinda: p_meth_label by default.")
 @click.option("--subset", type=click.Choice(["retrieval"]), help="roco: the retrieval set.")
-@click.option(
-    "--references", type=click.Path(path_type=Path), help="roco: MedICaT's folder of references."
-)
+@click.option("--references", type=PATH, help="roco: MedICaT's folder of references.")
 @click.option("--json", "as_json", is_flag=True, help="The report as one JSON object on stdout.")
 def convert_command(
     name: str,

@@ -18,6 +18,7 @@ from umd_edge.errors import ManifestError, UsageError
 from ._check_render import to_html, to_text
 from .convert_cli import convert_command
 from .data_check import check
+from .options import PATH, json_option
 from .synth import MIN_IMAGES, SETS, synthesise
 
 __all__ = ["data"]
@@ -68,9 +69,9 @@ def _read_tasks(path: Path) -> list[TaskSpec]:
 
 @data.command("check")
 @click.argument("paths", nargs=-1, required=True, metavar="DIR_OR_JSONL...")
-@click.option("--tasks", type=click.Path(path_type=Path), help="A checkpoint's tasks.json.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-@click.option("--report", type=click.Path(path_type=Path), help="Write an HTML report here too.")
+@click.option("--tasks", type=PATH, help="A checkpoint's tasks.json.")
+@json_option
+@click.option("--report", type=PATH, help="Write an HTML report here too.")
 @click.pass_context
 def check_command(
     context: click.Context,
@@ -94,7 +95,7 @@ def check_command(
 
 
 @data.command("synth")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
+@click.option("--out", required=True, type=PATH, help="Folder to write to.")
 @click.option("--seed", default=0, show_default=True, help="Same seed, same files.")
 @click.option(
     "--images", default=240, show_default=True, help=f"Pictures of each set; {MIN_IMAGES} or more."

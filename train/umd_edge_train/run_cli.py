@@ -2,83 +2,73 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
-__all__ = ["RUNS", "print_metrics"]
+from .options import PATH, data_option, json_option, recipe_options
 
-_PATH = click.Path(path_type=Path)
+__all__ = ["RUNS", "print_metrics", "run_options"]
 
 
-def _run_options(
-    *, init_required: bool
-) -> Callable[[Callable[[], Callable[..., Any]]], click.Command]:
-    """The options that all runs share; the command gets a function that makes the run."""
-    options = [
-        click.option("--recipe", type=_PATH, required=True, help="TOML recipe."),
-        click.option("--data", type=_PATH, required=True, help="Data sets' folder."),
-        click.option("--out", type=_PATH, required=True, help="Run folder."),
-        click.option(
-            "--set", "settings", multiple=True, metavar="A.B=C", help="Overrides a setting."
-        ),
-        click.option(
-            "--init", type=_PATH, required=init_required, help="Checkpoint to start from."
-        ),
-        click.option("--resume", is_flag=True, help="Continue the run in --out."),
-    ]
+def run_options(
+    *,
+    recipe_help: str = "TOML recipe.",
+    init_help: str = "Checkpoint to start from.",
+    init_required: bool = False,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The options that all runs share; the metrics that the command gives back are printed.
 
-    def decorate(command: Callable[[], Callable[..., Any]]) -> click.Command:
-        @wraps(command)
-        def wrapped(
-            recipe: Path,
-            data: Path,
-            out: Path,
-            settings: tuple[str, ...],
-            init: Path | None,
-            resume: bool,
-        ) -> None:
-            from .recipe import load_recipe
+    The command gets `recipe`, `data`, `out`, `init` and `resume`, as `finetune` takes them.
+    """
 
-            run = command()
-            metrics = run(load_recipe(recipe, settings), data, out, init=init, resume=resume)
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @recipe_options(recipe_help)
+        @data_option
+        @click.option("--out", type=PATH, required=True, help="Run folder.")
+        @click.option("--init", type=PATH, required=init_required, help=init_help)
+        @click.option("--resume", is_flag=True, help="Continue the run in --out.")
+        @functools.wraps(command)
+        def wrapped(out: Path, **given: Any) -> None:
+            metrics = command(out=out, **given)
             for task, values in metrics.items():
                 print_metrics(task, values)
             click.echo(f"checkpoint: {out / 'final'}", err=True)
 
-        for option in reversed(options):
-            wrapped = option(wrapped)
-        return click.command()(wrapped)
+        return wrapped
 
     return decorate
 
 
-@_run_options(init_required=False)
-def pretrain() -> Callable[..., Any]:
+@click.command()
+@run_options()
+def pretrain(**given: Any) -> dict[str, Any]:
     """Pre-train on pairs of picture and text (MR-Pretrain, M3AE)."""
     from .pretraining import pretrain as run
 
-    return run
+    return run(**given)
 
 
-@_run_options(init_required=True)
-def adapt() -> Callable[..., Any]:
+@click.command()
+@run_options(init_required=True)
+def adapt(**given: Any) -> dict[str, Any]:
     """Continue a pre-training on one downstream set, without its labels (TD-Calib)."""
     from .pretraining import adapt as run
 
-    return run
+    return run(**given)
 
 
-@_run_options(init_required=False)
-def finetune() -> Callable[..., Any]:
+@click.command()
+@run_options()
+def finetune(**given: Any) -> dict[str, Any]:
     """Fine-tune on several tasks and data sets in one run (GM-Coord)."""
     from .finetuning import finetune as run
 
-    return run
+    return run(**given)
 
 
 @click.command()
@@ -92,7 +82,7 @@ def finetune() -> Callable[..., Any]:
     default="float32",
     show_default=True,
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@json_option
 def bench(
     preset: tuple[str, ...], steps: int, images: int, texts: int, precision: str, as_json: bool
 ) -> None:

@@ -13,6 +13,8 @@ import click
 
 from umd_edge.errors import UsageError
 
+from ..options import PATH, data_option, json_option, recipe_options, split_options
+
 if TYPE_CHECKING:
     from ..recipe import Recipe
     from .runner import GridRun
@@ -20,16 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["baseline", "grid", "results"]
 
 _KINDS = ("majority", "question-only", "pixels", "cnn")
-_DATA = click.option(
-    "--data", type=click.Path(path_type=Path), required=True, help="Data sets' folder."
-)
-_SPLIT = click.option("--split", type=click.Choice(["train", "val", "test"]), default="val")
-_LOG = click.option("--log", type=click.Path(path_type=Path), help="Append the figures here.")
-
-
-def _require_log(split: str, log: Path | None) -> None:
-    if split == "test" and log is None:
-        raise UsageError("a look at the test split must be logged; give --log FILE")
 
 
 class _Screen:
@@ -58,9 +50,9 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
-@_DATA
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Grid's folder.")
+@click.argument("file", type=PATH)
+@data_option
+@click.option("--out", type=PATH, required=True, help="Grid's folder.")
 @click.option("--jobs", type=click.IntRange(min=1), default=1, help="Runs at once.")
 @click.option("--only", multiple=True, metavar="ARM", help="Only these arms.")
 @click.option("--dataset", "datasets", multiple=True, metavar="NAME", help="Only these data sets.")
@@ -96,40 +88,33 @@ def grid(
 
 
 @click.command()
-@click.option("--recipe", type=click.Path(path_type=Path), required=True, help="TOML recipe.")
-@_DATA
-@_SPLIT
+@split_options()
+@recipe_options()
+@data_option
 @click.option("--kind", "kinds", type=click.Choice(_KINDS), multiple=True, help="All but `cnn`.")
 @click.option("--task", "tasks", multiple=True, help="Only these tasks of the recipe.")
-@click.option("--set", "settings", multiple=True, metavar="A.B=C", help="Overrides a setting.")
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder of `cnn`.")
+@click.option("--out", type=PATH, help="Run folder of `cnn`.")
 @click.option("--resume", is_flag=True, help="Continue the `cnn` in --out.")
-@_LOG
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@json_option
 def baseline(
-    recipe: Path,
+    recipe: Recipe,
     data: Path,
     split: str,
     kinds: tuple[str, ...],
     tasks: tuple[str, ...],
-    settings: tuple[str, ...],
     out: Path | None,
     resume: bool,
     log: Path | None,
     as_json: bool,
 ) -> None:
     """Baselines on a recipe's own records: majority, question-only, pixels, or a small CNN."""
-    from ..recipe import load_recipe
-
-    _require_log(split, log)
-    loaded = load_recipe(recipe, settings)
     figures = {
         f"{kind}/{task}": metrics
         for kind in kinds or _KINDS[:-1]
-        for task, metrics in _measure(kind, loaded, tasks, data, split, out, resume).items()
+        for task, metrics in _measure(kind, recipe, tasks, data, split, out, resume).items()
     }
     if log:
-        _append(log, loaded.name, split, figures)
+        _append(log, recipe.name, split, figures)
     if as_json:
         click.echo(json.dumps(figures))
         return
@@ -190,17 +175,15 @@ def _append(log: Path, name: str, split: str, figures: dict[str, Any]) -> None:
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path), metavar="GRID_OUT")
-@_DATA
-@_SPLIT
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Markdown page.")
-@_LOG
+@click.argument("folder", type=PATH, metavar="GRID_OUT")
+@data_option
+@split_options()
+@click.option("--out", type=PATH, required=True, help="Markdown page.")
 def results(folder: Path, data: Path, split: str, out: Path, log: Path | None) -> None:
     """Measure a grid's finished arms on one split and write the page of results."""
     from .page import append_log, write_page
     from .results import measure_grid
 
-    _require_log(split, log)
     measured = measure_grid(folder, data, split)
     if log:  # first, so that no look goes unlogged
         append_log(log, measured)

@@ -9,21 +9,19 @@ from typing import Any
 
 import click
 
-from umd_edge.errors import UsageError
+from ..options import PATH, json_option, require_log, threads_option
 
 __all__ = ["facets"]
 
-_PATH = click.Path(path_type=Path)
-
 
 @click.command()
-@click.argument("bundle", type=_PATH)
-@click.option("--data", type=_PATH, required=True, help="JSONL of pictures with `facets`.")
+@click.argument("bundle", type=PATH)
+@click.option("--data", type=PATH, required=True, help="JSONL of pictures with `facets`.")
 @click.option("--task", default="retrieval", show_default=True, help="The task that ranks.")
 @click.option("--vqa-task", default="vqa", show_default=True, help="The task that names facets.")
-@click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True)
-@click.option("--log", type=_PATH, help="Append the figures here; needed for a test split.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@threads_option
+@click.option("--log", type=PATH, help="Append the figures here; needed for a test split.")
+@json_option
 def facets(
     bundle: Path,
     data: Path,
@@ -40,8 +38,8 @@ def facets(
 
     from .facets import compare_with_facets
 
-    if data.stem.endswith("test") and log is None:
-        raise UsageError("a look at the test split must be logged; give --log FILE")
+    if data.stem.endswith("test"):
+        require_log(log)
     if log is not None:  # before the work: no look goes unlogged for want of permission
         log.open("a", encoding="utf-8").close()
     with tqdm(unit="item", desc="ranking") as bar:
