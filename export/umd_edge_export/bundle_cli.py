@@ -9,44 +9,42 @@ from typing import TYPE_CHECKING
 import click
 
 from umd_edge.errors import UsageError
+from umd_edge_train.options import PATH, json_option
+
+from .options import (
+    batch_dependence_option,
+    bundle_out_option,
+    data_sets_option,
+    naming_options,
+    pictures_option,
+    range_options,
+    restricted_option,
+)
+from .output import bundle_facts, note, note_gate, show_bundle
 
 if TYPE_CHECKING:
     from .gates import GateResult
 
 __all__ = ["bundle"]
 
-_PATH = click.Path(path_type=Path)
-
-
-def _note(message: str) -> None:
-    click.echo(message, err=True)
-
 
 @click.command()
-@click.argument("checkpoint", type=_PATH)
-@click.option(
-    "--range-data",
-    type=_PATH,
-    multiple=True,
-    required=True,
-    help="JSONL whose records set the INT8 ranges, for every task; repeatable.",
-)
-@click.option("--out", type=_PATH, required=True, help="The .umd file to write.")
+@click.argument("checkpoint", type=PATH)
+@range_options("JSONL whose records set the INT8 ranges, for every task; repeatable.")
+@bundle_out_option
 @click.option(
     "--variants",
     default="fp32,int8",
     show_default=True,
     help="Comma-separated: fp32 and targets (cpu, tensorrt, openvino, arm64, dynamic) or variants.",
 )
-@click.option("--name", default="umd-edge", show_default=True, help="Name of the bundle.")
-@click.option("--version", default="0.1.0", show_default=True, help="Version of the model.")
-@click.option("--metrics", type=_PATH, help="JSON of measured metrics for the model card.")
-@click.option("--range-samples", type=click.IntRange(min=1), default=256, show_default=True)
-@click.option(
-    "--gate-data",
-    type=_PATH,
-    multiple=True,
-    help="JSONL of labelled records for the accuracy gate; repeatable.",
+@naming_options(
+    name_help="Name of the bundle.",
+    version_help="Version of the model.",
+    metrics_help="JSON of measured metrics for the model card.",
+)
+@data_sets_option(
+    "--gate-data", help="JSONL of labelled records for the accuracy gate; repeatable."
 )
 @click.option(
     "--max-drop",
@@ -62,26 +60,15 @@ def _note(message: str) -> None:
     metavar="VARIANT",
     help="A variant that may be slower than float32; repeatable.",
 )
-@click.option(
-    "--allow-batch-dependence",
-    is_flag=True,
-    help="Accept target dynamic: a result then depends on its batch and on padding.",
-)
-@click.option("--report", type=_PATH, help="HTML page to write; it names records.")
-@click.option(
-    "--with-pictures",
-    type=_PATH,
-    metavar="DIR",
-    help="Folder for pictures of the records that disagree most. They show patients' pictures.",
-)
-@click.option(
+@batch_dependence_option
+@click.option("--report", type=PATH, help="HTML page to write; it names records.")
+@pictures_option
+@data_sets_option(
     "--fit-data",
-    type=_PATH,
-    multiple=True,
     help="JSONL of labelled records to fit probabilities and thresholds on, as `trust` does.",
 )
-@click.option("--allow-non-commercial", is_flag=True, help="Take restricted records too.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@restricted_option
+@json_option
 def bundle(
     checkpoint: Path,
     range_data: tuple[Path, ...],
@@ -118,7 +105,7 @@ def bundle(
 
     def tell(result: GateResult) -> None:
         results.append(result)
-        _note(result.to_line())
+        note_gate(result)
 
     built = build_bundle(
         checkpoint,
@@ -136,14 +123,14 @@ def bundle(
         report=report,
         pictures=with_pictures,
         on_gate=tell,
-        progress=_note,
+        progress=note,
     )
     if not as_json:
-        click.echo(f"{out}: {built.size_bytes / 1e6:.1f} MB, sha256 {built.sha256}")
+        show_bundle(out, built)
         return
     timings = {item.variant: item.timings for item in results if item.timings}
     result = {
-        "bundle": {"name": name, "version": version, "sha256": built.sha256},
+        "bundle": bundle_facts(built),
         "path": str(out),
         "size_bytes": built.size_bytes,
         "timings": timings,

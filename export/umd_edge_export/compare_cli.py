@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import click
 
 from umd_edge.errors import UsageError
+from umd_edge_train.options import PATH, json_option, threads_option
+
+from .options import data_sets_option, tasks_option
 
 if TYPE_CHECKING:
     from .compare import PairedDifference
 
 __all__ = ["compare", "count_progress"]
-
-_PATH = click.Path(path_type=Path)
 
 
 def count_progress(task: str, done: int, total: int) -> None:
@@ -36,12 +37,12 @@ def _line(name: str, value: PairedDifference) -> str:
 
 
 @click.command()
-@click.argument("models", type=_PATH, nargs=-1, required=True, metavar="A [B]")
+@click.argument("models", type=PATH, nargs=-1, required=True, metavar="A [B]")
 @click.option("--variants", nargs=2, metavar="A B", help="Variants, such as fp32 int8.")
-@click.option("--data", type=_PATH, multiple=True, required=True, help="JSONL; repeatable.")
-@click.option("--task", "tasks", multiple=True, help="Task; repeatable. All where none is given.")
-@click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@data_sets_option("--data", required=True, help="JSONL; repeatable.")
+@tasks_option
+@threads_option
+@json_option
 def compare(
     models: tuple[Path, ...],
     variants: tuple[str, str] | None,

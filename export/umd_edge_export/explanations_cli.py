@@ -7,22 +7,24 @@ from pathlib import Path
 
 import click
 
-__all__ = ["explanations"]
+from umd_edge_train.options import PATH, json_option
 
-_PATH = click.Path(path_type=Path)
+from .options import repack_out_option
+
+__all__ = ["explanations"]
 
 
 @click.command()
-@click.argument("bundle", type=_PATH)
+@click.argument("bundle", type=PATH)
 @click.option(
     "--proof",
-    type=_PATH,
+    type=PATH,
     required=True,
     metavar="FILE",
     help="What `python -m benchmarks.explain` wrote: proof.json.",
 )
-@click.option("--out", type=_PATH, metavar="FILE", help="The .umd file to write. [BUNDLE itself]")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@repack_out_option
+@json_option
 def explanations(bundle: Path, proof: Path, out: Path | None, as_json: bool) -> None:
     """Record in BUNDLE which maps of `umd-edge explain` are proven for which task.
 

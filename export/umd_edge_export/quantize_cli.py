@@ -9,24 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from umd_edge_train.options import PATH, json_option
+
+from .options import (
+    batch_dependence_option,
+    bundle_out_option,
+    data_sets_option,
+    naming_options,
+    range_options,
+    restricted_option,
+)
+from .output import bundle_facts, note, note_gate, show_bundle
 from .targets import TARGETS
 
 if TYPE_CHECKING:
     from umd_edge._bundle import Bundle
 
-    from .gates import GateResult
-
 __all__ = ["quantize"]
-
-_PATH = click.Path(path_type=Path)
-
-
-def _note(message: str) -> None:
-    click.echo(message, err=True)
-
-
-def _tell(result: GateResult) -> None:
-    _note(result.to_line())
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -54,7 +53,7 @@ def _write_map(built: Bundle, folder: Path) -> None:
 
 
 @click.command()
-@click.argument("model", type=_PATH)
+@click.argument("model", type=PATH)
 @click.option(
     "--target",
     "targets",
@@ -63,14 +62,8 @@ def _write_map(built: Bundle, folder: Path) -> None:
     required=True,
     help="What the graphs are made for; repeatable.",
 )
-@click.option(
-    "--range-data",
-    type=_PATH,
-    multiple=True,
-    required=True,
-    help="JSONL whose records set the ranges, for every task; repeatable.",
-)
-@click.option("--out", type=_PATH, required=True, help="The .umd file to write.")
+@range_options("JSONL whose records set the ranges, for every task; repeatable.")
+@bundle_out_option
 @click.option(
     "--ranges",
     type=click.Choice(["minmax", "percentile", "entropy"]),
@@ -79,11 +72,8 @@ def _write_map(built: Bundle, folder: Path) -> None:
     help="How a range is taken from the values.",
 )
 @click.option("--percentile", type=float, default=99.999, show_default=True)
-@click.option("--range-samples", type=click.IntRange(min=1), default=256, show_default=True)
-@click.option(
+@data_sets_option(
     "--budget-data",
-    type=_PATH,
-    multiple=True,
     help="Labelled JSONL that decides which layers stay in float; without it a rule does.",
 )
 @click.option(
@@ -101,27 +91,22 @@ def _write_map(built: Bundle, folder: Path) -> None:
     help="Percent of all decisions that may change.",
 )
 @click.option("--keep-float", multiple=True, metavar="NODE", help="Leave in float; repeatable.")
-@click.option(
-    "--allow-batch-dependence",
-    is_flag=True,
-    help="Accept target dynamic: a result then depends on its batch and on padding.",
-)
-@click.option(
-    "--gate-data",
-    type=_PATH,
-    multiple=True,
-    help="Labelled JSONL for the accuracy gate, not the budget's; repeatable.",
+@batch_dependence_option
+@data_sets_option(
+    "--gate-data", help="Labelled JSONL for the accuracy gate, not the budget's; repeatable."
 )
 @click.option(
     "--size-only", multiple=True, metavar="VARIANT", help="May be slower than float32; repeatable."
 )
 @click.option("--without-fp32", is_flag=True, help="Leave the float32 graphs out of the bundle.")
-@click.option("--report", type=_PATH, metavar="DIR", help="Folder for the map of the layers.")
-@click.option("--name", default="umd-edge", show_default=True, help="Of a checkpoint's bundle.")
-@click.option("--version", default="0.1.0", show_default=True, help="Of a checkpoint's bundle.")
-@click.option("--metrics", type=_PATH, help="JSON of measured metrics for a checkpoint's card.")
-@click.option("--allow-non-commercial", is_flag=True, help="Take restricted records too.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@click.option("--report", type=PATH, metavar="DIR", help="Folder for the map of the layers.")
+@naming_options(
+    name_help="Of a checkpoint's bundle.",
+    version_help="Of a checkpoint's bundle.",
+    metrics_help="JSON of measured metrics for a checkpoint's card.",
+)
+@restricted_option
+@json_option
 def quantize(model: Path, out: Path, report: Path | None, as_json: bool, **given: Any) -> None:
     """Quantise MODEL, a checkpoint or a bundle that holds fp32, for one or several targets.
 
@@ -141,11 +126,7 @@ def quantize(model: Path, out: Path, report: Path | None, as_json: bool, **given
         click.echo(
             json.dumps(
                 {
-                    "bundle": {
-                        "name": built.manifest.name,
-                        "version": built.manifest.version,
-                        "sha256": built.sha256,
-                    },
+                    "bundle": bundle_facts(built),
                     "path": str(out),
                     "size_bytes": built.size_bytes,
                     "report": json.loads(built.read("report.json")),
@@ -153,7 +134,7 @@ def quantize(model: Path, out: Path, report: Path | None, as_json: bool, **given
             )
         )
     else:
-        click.echo(f"{out}: {built.size_bytes / 1e6:.1f} MB, sha256 {built.sha256}")
+        show_bundle(out, built)
 
 
 def _float_bundle(checkpoint: Path, folder: Path, given: dict[str, Any]) -> Path:
@@ -170,8 +151,8 @@ def _float_bundle(checkpoint: Path, folder: Path, given: dict[str, Any]) -> Path
         metrics=read_metrics(given["metrics"]) if given["metrics"] else None,
         allow_non_commercial=given["allow_non_commercial"],
         range_samples=given["range_samples"],
-        on_gate=_tell,
-        progress=_note,
+        on_gate=note_gate,
+        progress=note,
     )
     return built.path
 
@@ -203,6 +184,6 @@ def _quantise(source: Path, out: Path, given: dict[str, Any]) -> Bundle:
             data=given["gate_data"], max_drop=given["budget"], size_only=given["size_only"]
         ),
         keep_fp32=not given["without_fp32"],
-        on_gate=_tell,
-        progress=_note,
+        on_gate=note_gate,
+        progress=note,
     )

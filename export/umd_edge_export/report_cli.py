@@ -7,28 +7,23 @@ from pathlib import Path
 import click
 
 from umd_edge.errors import UsageError
+from umd_edge_train.options import PATH
 
 from .compare_cli import count_progress
+from .options import data_sets_option, pictures_option, tasks_option
 
 __all__ = ["report"]
 
-_PATH = click.Path(path_type=Path)
-
 
 @click.command()
-@click.argument("bundle", type=_PATH, metavar="A.umd")
-@click.option("--data", type=_PATH, multiple=True, help="JSONL of labelled records; repeatable.")
-@click.option("--out", type=_PATH, default=Path("report.html"), show_default=True)
+@click.argument("bundle", type=PATH, metavar="A.umd")
+@data_sets_option("--data", help="JSONL of labelled records; repeatable.")
+@click.option("--out", type=PATH, default=Path("report.html"), show_default=True)
 @click.option(
-    "--against", type=_PATH, help="Bundle or checkpoint to compare with, in place of fp32."
+    "--against", type=PATH, help="Bundle or checkpoint to compare with, in place of fp32."
 )
-@click.option("--task", "tasks", multiple=True, help="Task; repeatable. All where none is given.")
-@click.option(
-    "--with-pictures",
-    type=_PATH,
-    metavar="DIR",
-    help="Folder for pictures of the records that disagree most. They show patients' pictures.",
-)
+@tasks_option
+@pictures_option
 def report(
     bundle: Path,
     data: tuple[Path, ...],

@@ -9,20 +9,21 @@ import click
 
 from umd_edge._signature import SIGNATURE_BYTES
 from umd_edge.errors import UsageError
+from umd_edge_train.options import PATH, json_option
+
+from .options import repack_out_option
 
 __all__ = ["keygen", "sign"]
 
-_PATH = click.Path(path_type=Path)
 _passphrase = click.option(
-    "--passphrase-file", type=_PATH, metavar="FILE", help="Its first line encrypts the private key."
+    "--passphrase-file", type=PATH, metavar="FILE", help="Its first line encrypts the private key."
 )
-_json = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 
 
 @click.command()
-@click.option("--out", type=_PATH, required=True, metavar="FILE", help="Private key to write, PEM.")
+@click.option("--out", type=PATH, required=True, metavar="FILE", help="Private key to write, PEM.")
 @_passphrase
-@_json
+@json_option
 def keygen(out: Path, passphrase_file: Path | None, as_json: bool) -> None:
     """Make an Ed25519 key pair for signing bundles.
 
@@ -42,20 +43,20 @@ def keygen(out: Path, passphrase_file: Path | None, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("bundle", type=_PATH)
+@click.argument("bundle", type=PATH)
 @click.option(
     "--key",
     "keys",
-    type=_PATH,
+    type=PATH,
     multiple=True,
     required=True,
     metavar="FILE",
     help="Private key, PEM; repeatable.",
 )
-@click.option("--out", type=_PATH, metavar="FILE", help="The .umd file to write. [BUNDLE itself]")
+@repack_out_option
 @click.option("--keep", is_flag=True, help="Keep the signatures that are there, and add to them.")
 @_passphrase
-@_json
+@json_option
 def sign(
     bundle: Path,
     keys: tuple[Path, ...],

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from umd_edge.errors import BundleIntegrityError, UsageError
+from umd_edge_train.options import PATH, json_option
 
 if TYPE_CHECKING:
     from umd_edge._tensorrt_builder import Profile
@@ -17,7 +18,7 @@ __all__ = ["tensorrt"]
 
 
 @click.command()
-@click.argument("source", type=click.Path(path_type=Path), metavar="BUNDLE|GRAPH.onnx")
+@click.argument("source", type=PATH, metavar="BUNDLE|GRAPH.onnx")
 @click.option("--variant", metavar="NAME", help="Of a bundle. [int8-trt where it is, else fp32]")
 @click.option(
     "--build",
@@ -26,7 +27,7 @@ __all__ = ["tensorrt"]
     metavar="X.Y",
     help="Also build for this compute capability with TensorRT-RTX, without a GPU; repeatable.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@json_option
 def tensorrt(source: Path, variant: str | None, gpus: tuple[str, ...], as_json: bool) -> None:
     """Name what TensorRT refuses in a bundle's graphs, or in one graph.
 

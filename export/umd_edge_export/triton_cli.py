@@ -7,14 +7,14 @@ from pathlib import Path
 
 import click
 
+from umd_edge_train.options import PATH, json_option, threads_option
+
 __all__ = ["triton"]
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="Folder to write; a new one."
-)
+@click.argument("bundle", type=PATH)
+@click.option("--out", type=PATH, required=True, help="Folder to write; a new one.")
 @click.option("--variant", metavar="NAME", help="Of the bundle. [its default one]")
 @click.option("--name", metavar="NAME", help="Of the ensemble. [the bundle's]")
 @click.option("--max-batch", type=click.IntRange(1, 4096), default=8, show_default=True)
@@ -26,12 +26,12 @@ __all__ = ["triton"]
     help="Longest that a request waits for others.",
 )
 @click.option("--instances", type=click.IntRange(1, 256), default=1, show_default=True)
-@click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True)
+@threads_option
 @click.option("--gpu", is_flag=True, help="Run on GPUs, with onnxruntime's CUDA provider.")
 @click.option(
     "--key", "keys", multiple=True, metavar="FILE", help="Public key that must have signed it."
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@json_option
 def triton(
     bundle: Path,
     out: Path,

@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING
 import click
 
 from umd_edge.errors import UsageError
+from umd_edge_train.options import PATH, json_option
+
+from .options import data_sets_option, restricted_option
+from .output import bundle_facts, note, show_bundle
 
 if TYPE_CHECKING:
     from umd_edge._bundle import Bundle
@@ -18,33 +22,23 @@ if TYPE_CHECKING:
 
 __all__ = ["trust"]
 
-_PATH = click.Path(path_type=Path)
-
-
-def _note(message: str) -> None:
-    click.echo(message, err=True)
-
 
 @click.command()
-@click.argument("bundle", type=_PATH)
-@click.option(
+@click.argument("bundle", type=PATH)
+@data_sets_option(
     "--data",
-    type=_PATH,
-    multiple=True,
     required=True,
     help="JSONL of labelled records of patients that the model was not trained on; repeatable.",
 )
-@click.option(
+@data_sets_option(
     "--reference-data",
-    type=_PATH,
-    multiple=True,
     help="JSONL of records that it was trained on: where each task's images lie, for the "
     "out-of-distribution score; repeatable. [those of --data, held out by patient]",
 )
-@click.option("--out", type=_PATH, help="The .umd file to write; may be BUNDLE itself.")
+@click.option("--out", type=PATH, help="The .umd file to write; may be BUNDLE itself.")
 @click.option(
     "--report",
-    type=_PATH,
+    type=PATH,
     metavar="DIR",
     help="Folder for trust.json, trust.md and trust.png: does it hold on patients left out?",
 )
@@ -60,8 +54,8 @@ def _note(message: str) -> None:
     show_default=True,
     help="Share of the records that may be abstained from.",
 )
-@click.option("--allow-non-commercial", is_flag=True, help="Take restricted records too.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@restricted_option
+@json_option
 def trust(
     bundle: Path,
     data: tuple[Path, ...],
@@ -91,7 +85,7 @@ def trust(
         check_folder(report)
     rule = AbstainRule(max_risk=max_risk, max_share=max_abstain)
     opened, fitted = fit_bundle(
-        bundle, data, rule=rule, allow_non_commercial=allow_non_commercial, progress=_note
+        bundle, data, rule=rule, allow_non_commercial=allow_non_commercial, progress=note
     )
     result: dict[str, object] = {
         "tasks": {name: item.to_dict() for name, item in fitted.items()},
@@ -105,22 +99,18 @@ def trust(
             data,
             reference_data,
             allow_non_commercial=allow_non_commercial,
-            progress=_note,
+            progress=note,
         )
         result["out_of_distribution"] = dict(ood.report)
         built = write_fitted(opened, fitted, data, out, rule=rule, ood=ood)
-        result["bundle"] = {
-            "name": built.manifest.name,
-            "version": built.manifest.version,
-            "sha256": built.sha256,
-        }
+        result["bundle"] = bundle_facts(built)
         result["path"] = str(out)
     if as_json:
         click.echo(json.dumps(result))
         return
     _show(fitted)
     if out is not None:
-        click.echo(f"{out}: {built.size_bytes / 1e6:.1f} MB, sha256 {built.sha256}")
+        show_bundle(out, built)
     if report is not None:
         click.echo(f"{report}: trust.md, trust.png, trust.json")
 
@@ -150,11 +140,11 @@ def _prove(opened: Bundle, fitted: Mapping[str, FittedTask], folder: Path) -> di
     folder.mkdir(parents=True, exist_ok=True)
     proofs = {}
     for name, item in fitted.items():
-        _note(f"splitting the patients of {name} again and again")
+        note(f"splitting the patients of {name} again and again")
 
         def tell(done: int, total: int, name: str = name) -> None:
             if done % 50 == 0:
-                _note(f"  {name}: {done} of {total} splits")
+                note(f"  {name}: {done} of {total} splits")
 
         proofs[name] = prove_task(item.records, item, tell)
     manifest = opened.manifest
