@@ -27,8 +27,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ._postprocess import (
-    check_coverage,
-    check_operating_request,
     confidence,
     decide,
     prediction_set,
@@ -46,7 +44,6 @@ from ._results import (
 )
 from ._status import judge, outside_intended_use
 from ._task import TaskSpec, compose_text
-from ._task_table import check_question, task_text
 from ._trust_sets import STATES, PredictionSet
 from .errors import ImageInputError, UmdEdgeError
 
@@ -216,11 +213,9 @@ class EncodedStudy:
         coverage: float | None,
     ) -> Classification:
         engine = self._engine
-        spec = engine.tasks.classification(task)
-        check_operating_request(spec, sensitivity, specificity)
-        check_coverage(spec, coverage)
-        full_text = task_text(spec, text)
-        values = engine.tasks.structured(spec, structured)
+        spec, full_text, values = engine.tasks.check_classify(
+            task, text, structured, sensitivity, specificity, coverage
+        )
         start = perf_counter()
         features = engine.prompt_features(full_text, keep=text is None)
         ready = perf_counter()
@@ -236,9 +231,7 @@ class EncodedStudy:
 
     def _ask(self, question: str, task: str | None, coverage: float | None) -> Answer:
         engine = self._engine
-        spec = engine.tasks.vqa(task)
-        check_question(question)
-        check_coverage(spec, coverage)
+        spec = engine.tasks.check_ask(question, task, coverage)
         start = perf_counter()
         features = engine.question_features(compose_text(spec.prompt, [question]))
         ready = perf_counter()

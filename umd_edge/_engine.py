@@ -23,8 +23,6 @@ from ._ood import OodScore, load_models
 from ._options import SessionOptions
 from ._postprocess import (
     best_outputs,
-    check_coverage,
-    check_operating_request,
     confidence,
     decide,
     prediction_set,
@@ -33,7 +31,7 @@ from ._postprocess import (
 from ._results import Alternative, Answer, BundleInfo, Classification, Finding, Status, Timing
 from ._status import judge, outside_intended_use
 from ._task import TaskSpec, compose_text, output_name
-from ._task_table import TaskTable, check_question, task_text
+from ._task_table import TaskTable
 from ._tokenizer import TextTokenizer
 from ._trust_sets import PredictionSet
 from .errors import InferenceError, UsageError
@@ -116,9 +114,7 @@ class Engine:
         coverage: float | None = None,
     ) -> Answer:
         """See `Predictor.ask`."""
-        spec = self.tasks.vqa(task)
-        check_question(question)
-        check_coverage(spec, coverage)
+        spec = self.tasks.check_ask(question, task, coverage)
         outside = outside_intended_use(spec, encoded.dicom)
         if outside:
             return self._answer(
@@ -157,11 +153,9 @@ class Engine:
         coverage: float | None = None,
     ) -> Classification:
         """See `Predictor.classify`."""
-        spec = self.tasks.classification(task)
-        check_operating_request(spec, sensitivity, specificity)
-        check_coverage(spec, coverage)
-        full_text = task_text(spec, text)
-        values = self.tasks.structured(spec, structured)
+        spec, full_text, values = self.tasks.check_classify(
+            task, text, structured, sensitivity, specificity, coverage
+        )
         outside = outside_intended_use(spec, encoded.dicom)
         if outside:
             return self._classification(

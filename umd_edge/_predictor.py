@@ -9,36 +9,27 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ._audit_trail import check_audit, load_recorded
+from ._audit_trail import check_audit
 from ._bundle import Bundle
-from ._deadline import CancelToken, check_limits
-from ._defaults import FRAMES, WORKERS
+from ._deadline import CancelToken
+from ._defaults import WORKERS
 from ._encoded import EncodedImage
+from ._encoding_calls import EncodingCalls
 from ._engine import Engine
-from ._image import kind_of, load_image
 from ._manifest import Manifest
 from ._options import SessionOptions
-from ._postprocess import check_coverage, check_operating_request
 from ._ranking_calls import RankingCalls
 from ._results import Answer, BundleInfo, Classification, Timing
 from ._task import TaskSpec
-from ._task_table import check_question, task_text
-from .errors import (
-    BundleNotFoundError,
-    UmdEdgeError,
-    UsageError,
-)
+from .errors import BundleNotFoundError, UsageError
 
 if TYPE_CHECKING:
     from ._audit import AuditLog
-    from ._clip import EncodedClip
-    from ._combine import EncodedStudy
     from ._image import ImageInput
     from ._map import Outcome
     from ._selftest import VerificationReport
@@ -49,7 +40,7 @@ __all__ = ["Predictor"]
 Float32Array = npt.NDArray[np.float32]
 
 
-class Predictor(RankingCalls):
+class Predictor(EncodingCalls, RankingCalls):
     """Classifies images and answers questions about them with one bundle.
 
     It holds no state that a call changes except caches of the tasks' prompts and of the last 64
@@ -162,62 +153,6 @@ class Predictor(RankingCalls):
     def tasks(self) -> tuple[TaskSpec, ...]:
         """The bundle's tasks."""
         return self._engine.manifest.tasks
-
-    def encode(self, image: ImageInput, *, frame: int | None = None) -> EncodedImage:
-        """Decode, window, resize and encode an image, once for everything that follows.
-
-        Args:
-            image: Path, file bytes, PIL image, or array (H, W) or (H, W, 3) of uint8 or uint16.
-            frame: Which frame of a DICOM object with several, counted from 1 as DICOM does.
-
-        Raises:
-            ImageInputError: The image cannot be used; `DicomInputError` for DICOM.
-            MissingDependencyError: DICOM was given and the extra `dicom` is not installed.
-            InferenceError: The vision graph failed.
-        """
-        encoded = self._decode(image, frame)
-        encoded.features()
-        return encoded
-
-    def encode_study(
-        self,
-        images: Iterable[ImageInput],
-        *,
-        frame: int | None = None,
-        on_error: Callable[[int, UmdEdgeError], None] | None = None,
-    ) -> EncodedStudy:
-        """Encode several images, frames or views of one study, to be answered together.
-
-        Args:
-            images: Each as in `encode`; a picture that is given twice counts once.
-            frame: As in `encode`, for all of them.
-            on_error: Called with the place and the error of an image that cannot be used, which is
-                then left out and counted; None raises the error.
-
-        Raises:
-            ImageInputError: As in `encode`; there is no image, or none that can be used.
-        """
-        from ._views import encode_views
-
-        return encode_views(self, images, frame, on_error)
-
-    def encode_clip(self, source: ImageInput, frames: int = FRAMES) -> EncodedClip:
-        """Encode frames spread evenly over a clip, to be answered together.
-
-        `classify` and `ask` do so by themselves for MP4, AVI and MPEG files; a DICOM object with
-        several frames is taken as a clip only here.
-
-        Args:
-            source: Path or bytes of an MP4, AVI, MPEG or DICOM file.
-            frames: How many frames; all of a clip that has no more.
-
-        Raises:
-            ImageInputError: No clip, damaged, cut off, too long or too large.
-            MissingDependencyError: The extra `video`, or `dicom`, is not installed.
-        """
-        from ._clip import encode_clip
-
-        return encode_clip(self._engine, source, frames, self._audit)
 
     def ask(
         self,
@@ -403,8 +338,7 @@ class Predictor(RankingCalls):
     def _check_ask(
         self, question: str, task: str | None = None, coverage: float | None = None
     ) -> None:
-        check_question(question)
-        check_coverage(self._engine.tasks.vqa(task), coverage)
+        self._engine.tasks.check_ask(question, task, coverage)
 
     def _check_classify(
         self,
@@ -415,22 +349,6 @@ class Predictor(RankingCalls):
         specificity: float | None = None,
         coverage: float | None = None,
     ) -> None:
-        spec = self._engine.tasks.classification(task)
-        task_text(spec, text)
-        self._engine.tasks.structured(spec, structured)
-        check_operating_request(spec, sensitivity, specificity)
-        check_coverage(spec, coverage)
-
-    def _image_or_clip(self, image: ImageInput, frame: int | None) -> EncodedImage | EncodedClip:
-        if frame is None and kind_of(image) == "clip":
-            return self.encode_clip(image)
-        return self._decode(image, frame)
-
-    def _decode(self, image: ImageInput, frame: int | None) -> EncodedImage:
-        check_limits()
-        start = perf_counter()
-        if self._audit is None:
-            loaded, trail = load_image(image, frame=frame), None
-        else:
-            loaded, trail = load_recorded(self._audit, self._engine, image, frame)
-        return EncodedImage(self._engine, loaded, (perf_counter() - start) * 1e3, trail)
+        self._engine.tasks.check_classify(
+            task, text, structured, sensitivity, specificity, coverage
+        )

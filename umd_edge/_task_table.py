@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ._manifest import Manifest
+from ._postprocess import check_coverage, check_operating_request
 from ._structured import encode_structured
 from ._task import TaskSpec, compose_text
 from .errors import TextInputError, UnknownTaskError
 
-__all__ = ["TaskTable", "check_question", "task_text"]
+__all__ = ["ClassificationInput", "TaskTable", "check_question", "task_text"]
 
 Float32Array = npt.NDArray[np.float32]
+
+
+class ClassificationInput(NamedTuple):
+    """What a classification reads beside the image."""
+
+    task: TaskSpec
+    text: str
+    """The whole text, prompt included."""
+    structured: tuple[Float32Array, Float32Array] | None
+    """Values (1, F) and mask (1, F), float32; None where none were given."""
 
 
 class TaskTable:
@@ -55,6 +66,42 @@ class TaskTable:
         """
         hint = ". A bundle without one was not trained to match images and texts"
         return self._only("retrieval", name, "retrieval", hint)
+
+    def check_ask(self, question: object, name: str | None, coverage: float | None) -> TaskSpec:
+        """The task that answers, after all that a caller of `ask` gives was checked.
+
+        Raises:
+            UnknownTaskError: As in `vqa`.
+            TextInputError: The question is empty.
+            UsageError: The task has no prediction sets at that coverage.
+        """
+        task = self.vqa(name)
+        check_question(question)
+        check_coverage(task, coverage)
+        return task
+
+    def check_classify(
+        self,
+        name: str,
+        text: str | None,
+        structured: Mapping[str, Any] | None,
+        sensitivity: float | None,
+        specificity: float | None,
+        coverage: float | None,
+    ) -> ClassificationInput:
+        """What the task reads, after all that a caller of `classify` gives was checked.
+
+        Raises:
+            UnknownTaskError: As in `classification`.
+            UsageError: The task has no operating point or prediction sets as asked for.
+            TextInputError: The text is empty, or not read by the task.
+            StructuredInputError: A value is not read by the task, or of a wrong type.
+        """
+        task = self.classification(name)
+        check_operating_request(task, sensitivity, specificity)
+        check_coverage(task, coverage)
+        full_text = task_text(task, text)
+        return ClassificationInput(task, full_text, self.structured(task, structured))
 
     def _only(self, kind: str, name: str | None, words: str, hint: str = "") -> TaskSpec:
         names = self._names.get(kind, [])

@@ -11,14 +11,14 @@ from .errors import InputError, MissingDependencyError, UmdEdgeError
 
 if TYPE_CHECKING:
     from ._encoded import EncodedImage
+    from ._encoding_calls import EncodingCalls
     from ._image import ImageInput
-    from ._predictor import Predictor
 
 __all__ = ["encode_views"]
 
 
 def encode_views(
-    predictor: Predictor,
+    predictor: EncodingCalls,
     images: Iterable[ImageInput],
     frame: int | None,
     on_error: Callable[[int, UmdEdgeError], None] | None,

@@ -85,10 +85,10 @@ def test_one_shot_and_encoded_give_the_same_bits(predictor: Predictor):
 def test_image_is_decoded_preprocessed_and_encoded_once(
     fresh: Predictor, monkeypatch: pytest.MonkeyPatch
 ):
-    from umd_edge import _encoded, _predictor
+    from umd_edge import _encoded, _encoding_calls
 
     calls = []
-    for module, name in ((_predictor, "load_image"), (_encoded, "normalise")):
+    for module, name in ((_encoding_calls, "load_image"), (_encoded, "normalise")):
         original = getattr(module, name)
 
         def counted(*args, _name=name, _original=original, **options):
