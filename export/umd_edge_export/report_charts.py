@@ -14,6 +14,8 @@ __all__ = ["Bar", "Span", "bar_chart", "heat_map", "span_chart"]
 _LABEL, _PLOT, _VALUE, _ROW = 220, 380, 260, 24
 _COLOURS = ("#1f5f8b", "#5b9bbf", "#a9cbdd", "#d9a441")
 _CELL = 34
+_LETTER = 6.6
+"""Width of a letter: wider than the mean of the page's font, so that no label is cut off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,7 @@ def heat_map(
     """
     positive = [value for row in values for value in row if value > 0 and math.isfinite(value)]
     low, high = (math.log(min(positive)), math.log(max(positive))) if positive else (0.0, 0.0)
-    left, top = 330, 110
+    left, top = 12 + math.ceil(_LETTER * max(map(len, rows), default=0)), 110
     body = []
     for index, column in enumerate(columns):
         x = left + index * _CELL + _CELL / 2

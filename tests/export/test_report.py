@@ -124,6 +124,16 @@ def test_a_map_of_odd_values_is_still_a_map(values):
     assert _Page(heat_map(["layer"], ["a", "b"], values, "map")).tags.count("rect") == 2
 
 
+@pytest.mark.parametrize("length", [1, 50, 90])
+def test_a_long_name_of_a_layer_has_room_beside_the_map(length):
+    drawn = heat_map(["m" * length, "a"], ["vqa"], [[1.0], [2.0]], "map")
+    ends = float(drawn.split('text-anchor="end"')[0].rsplit(' x="', 1)[1].split('"')[0])
+    # a browser draws a name of 50 letters 317 pixels wide
+    assert ends >= 317 / 50 * length
+    cells = float(drawn.split('<rect x="')[1].split('"')[0])
+    assert ends < cells
+
+
 def test_bars_are_in_proportion():
     text = bar_chart([Bar("a", {"x": 1.0, "y": 1.0}, ""), Bar("b", {"x": 1.0}, "")], "t")
     widths = [float(part.split('"')[0]) for part in text.split('width="')[2:]]
