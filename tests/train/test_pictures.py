@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -136,8 +138,8 @@ def drawn(synth: Path, tmp_path_factory: pytest.TempPathFactory):
     index = {picture.path: i for i, picture in enumerate(pictures)}
     tokenizer = TextTokenizer.from_bytes(train_wordpiece(corpus.texts, 160), 16)
 
-    def batches(seed: int, epoch: int):
-        return list(epoch_batches(pictures, index, tokenizer, recipe.optim, seed, epoch))
+    def batches(seed: int, epoch: int, optim=recipe.optim, pictures=pictures):
+        return list(epoch_batches(pictures, index, tokenizer, optim, seed, epoch))
 
     return recipe, pictures, batches
 
@@ -158,6 +160,28 @@ def test_an_epoch_shows_every_picture_once_with_its_own_examples(drawn):
         assert counts.max() <= recipe.optim.texts_per_image
 
 
+@pytest.mark.parametrize("texts_per_image", [1, 2, 5])
+def test_an_epoch_of_texts_shows_each_text_once(drawn, texts_per_image: int):
+    recipe, pictures, batches = drawn
+    optim = replace(recipe.optim, epoch="texts", texts_per_image=texts_per_image)
+    pictures = [replace(p, repeat=2) if i == 0 else p for i, p in enumerate(pictures)]
+    found = batches(3, 1, optim, pictures)
+    assert len(found) == steps_per_epoch(pictures, optim)
+    shown = Counter(id(example) for batch in found for example in batch.examples)
+    wanted = Counter(id(e) for p in pictures for _, e in p.examples for _ in range(p.repeat))
+    # the last batch is left out where it is a single picture
+    assert shown <= wanted
+    assert (wanted - shown).total() <= texts_per_image
+    for batch in found:
+        assert np.bincount(batch.owner.numpy()).max() <= texts_per_image
+
+    def order(epoch: int) -> list[int]:
+        drawn = batches(3, epoch, optim, pictures)
+        return [id(example) for batch in drawn for example in batch.examples]
+
+    assert order(1) == order(1) != order(2)
+
+
 def test_only_data_sets_that_allow_it_are_mirrored(drawn):
     _, pictures, batches = drawn
     for batch in batches(0, 0):
@@ -165,19 +189,21 @@ def test_only_data_sets_that_allow_it_are_mirrored(drawn):
             assert flip == ("shapes" in pictures[row].path.parts)
 
 
+@pytest.mark.parametrize("both", [True, False])
 def test_a_picture_of_two_data_sets_is_mirrored_only_where_both_allow_it(
-    synth: Path, tmp_path: Path
+    synth: Path, tmp_path: Path, both: bool
 ):
-    path = write_recipe(tmp_path, "questions", "captions")
+    path = write_recipe(tmp_path, "shapes")
     text = path.read_text(encoding="utf-8")
-    path.write_text(
-        text.replace('prefix = "images_"', 'prefix = "images_"\nflip = true\nrepeat = 3'),
-        encoding="utf-8",
-    )
+    again = text[text.index("[[datasets]]") :].replace('"shapes"', '"again"')
+    again = again.replace('path = "again"', 'path = "shapes"\nrepeat = 3')
+    if not both:
+        again = again.replace("flip = true", "flip = false")
+    path.write_text(text + again, encoding="utf-8")
     recipe = load_recipe(path)
     pictures = pictures_of(recipe, load_corpus(recipe, synth))
     assert len({picture.path for picture in pictures}) == len(pictures)
-    assert not any(picture.flip for picture in pictures)
+    assert {picture.flip for picture in pictures} == {both}
     assert {picture.repeat for picture in pictures} == {3}
 
 

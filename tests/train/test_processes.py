@@ -67,6 +67,21 @@ def test_micro_batches_give_the_gradient_of_the_whole(whole: Path, synth: Path, 
     _assert_equal(whole, _run(tmp_path, synth, "optim.accumulation=2"))
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_gradient_checkpointing_gives_the_same_run(synth: Path, tmp_path: Path, precision: str):
+    runs = []
+    for checkpointed in ("true", "false"):
+        folder = tmp_path / checkpointed
+        folder.mkdir()
+        settings = (
+            f"optim.gradient_checkpointing={checkpointed}",
+            f"optim.precision={precision}",
+            "optim.epochs=1",
+        )
+        runs.append(_run(folder, synth, *settings))
+    _assert_equal(*runs)
+
+
 def test_another_batch_size_does_not(whole: Path, synth: Path, tmp_path: Path):
     other = _run(tmp_path, synth, "optim.images_per_batch=4")
     assert len(_losses(other)) != len(_losses(whole))

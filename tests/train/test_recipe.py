@@ -156,6 +156,10 @@ def test_a_preset_is_merged_part_by_part(preset: str):
         ("epochs", r"--set 'epochs': write it as path\.to\.setting=value"),
         ("=3", r"write it as path\.to\.setting=value"),
         ("name.first=3", r"'name' is no table"),
+        (
+            "datasets.0.flip=true",
+            r"datasets\.flip: true given for \['questions'\], and the task 'vqa' reads",
+        ),
         ("tasks.9.prompt=x", r"'9' given where a number from 0"),
     ],
 )

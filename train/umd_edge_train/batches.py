@@ -7,11 +7,13 @@ the seed, the epoch and nothing else, so a resumed run sees the same batches.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -117,6 +119,22 @@ def _hide_structured(mask: Tensor, config: OptimConfig, rng: torch.Generator) ->
     return mask * keep * keep_any
 
 
+def _turns(picture: Picture, config: OptimConfig) -> int:
+    """How often a picture is shown, so that an epoch is what `optim.epoch` says."""
+    if config.epoch == "pictures":
+        return 1
+    return math.ceil(len(picture.examples) / config.texts_per_image)
+
+
+def _dealt(
+    picture: Picture, turn: int, config: OptimConfig, key: list[int]
+) -> npt.NDArray[np.int64]:
+    """Which examples a picture is shown with: its turns together show each of them once."""
+    again, part = divmod(turn, _turns(picture, config))
+    deal = np.random.default_rng([*key, again]).permutation(len(picture.examples))
+    return deal[part * config.texts_per_image : (part + 1) * config.texts_per_image]
+
+
 def epoch_batches(
     pictures: Sequence[Picture],
     store_index: dict[Path, int],
@@ -131,17 +149,25 @@ def epoch_batches(
     Enough are two, for batch normalisation, or one for each of the `parts` that it is split into.
     """
     rng = np.random.default_rng([seed, epoch])
-    order = np.repeat(np.arange(len(pictures)), [picture.repeat for picture in pictures])
-    rng.shuffle(order)
+    counts = [picture.repeat * _turns(picture, config) for picture in pictures]
+    order = [(i, turn) for i, count in enumerate(counts) for turn in range(count)]
+    shuffled = np.arange(len(order))
+    rng.shuffle(shuffled)
     torch_rng = torch.Generator().manual_seed(int(rng.integers(2**62)))
     for start in range(0, len(order), config.images_per_batch):
-        chosen = [pictures[i] for i in order[start : start + config.images_per_batch]]
-        if len(chosen) < max(2, parts):
+        shown = [order[i] for i in shuffled[start : start + config.images_per_batch]]
+        if len(shown) < max(2, parts):
             return
+        chosen = [pictures[i] for i, _ in shown]
         drawn: list[tuple[int, int, Example]] = []
-        for position, picture in enumerate(chosen):
-            count = min(config.texts_per_image, len(picture.examples))
-            for pick in rng.choice(len(picture.examples), size=count, replace=False):
+        for position, (i, turn) in enumerate(shown):
+            picture = pictures[i]
+            if config.epoch == "texts":
+                picks = _dealt(picture, turn, config, [seed, epoch, i])
+            else:
+                count = min(config.texts_per_image, len(picture.examples))
+                picks = rng.choice(len(picture.examples), size=count, replace=False)
+            for pick in picks:
                 task, example = picture.examples[pick]
                 drawn.append((position, task, example))
         ids, mask = tokenizer.encode([example.text for _, _, example in drawn])
@@ -163,7 +189,7 @@ def epoch_batches(
 
 def steps_per_epoch(pictures: Sequence[Picture], config: OptimConfig, parts: int = 1) -> int:
     """Number of batches that `epoch_batches` gives."""
-    total = sum(picture.repeat for picture in pictures)
+    total = sum(picture.repeat * _turns(picture, config) for picture in pictures)
     full, rest = divmod(total, config.images_per_batch)
     return full + (rest >= max(2, parts))
 

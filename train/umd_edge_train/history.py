@@ -72,7 +72,9 @@ class History:
             points = [(r["step"], r["losses"][name]) for r in train if name in r["losses"]]
             width = 2.2 if name == "loss" else 1.2
             axes.plot(*_smoothed(points), label=name, linewidth=width, **_style(index))
-        axes.set(ylabel="training loss (smoothed)", yscale="log", title="Learning curves")
+        positive = any(loss > 0.0 for record in train for loss in record["losses"].values())
+        scale = "log" if positive else "linear"
+        axes.set(ylabel="training loss (smoothed)", yscale=scale, title="Learning curves")
         _finish(axes)
 
     def _draw_metrics(self, axes: Any) -> None:

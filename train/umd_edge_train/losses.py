@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -39,14 +39,24 @@ class Features:
     """(E, 2 D) float32."""
 
 
+def attention(device: torch.device) -> AbstractContextManager[Any]:
+    """The attention that suits the device.
+
+    A backward pass needs it too: where gradients are checkpointed it runs the blocks once more, and
+    must find them the same.
+    """
+    if device.type == "cpu":
+        # The fused attention's backward is slower there than plain products at our lengths.
+        return sdpa_kernel(SDPBackend.MATH)
+    return nullcontext()
+
+
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """Lower precision for encoders and fusion, and on a CPU the attention that suits it."""
+    """Lower precision for encoders and fusion, and the attention that suits the device."""
     stack = ExitStack()
     dtype = torch.float16 if precision == "float16" else torch.bfloat16
     stack.enter_context(torch.autocast(device.type, dtype, enabled=precision != "float32"))
-    if device.type == "cpu":
-        # The fused attention's backward is slower there than plain products at our lengths.
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+    stack.enter_context(attention(device))
     return stack
 
 

@@ -43,7 +43,8 @@ class DatasetConfig:
     """Other manifests of the folder, such as `{split}.jsonl`: a record that does not say whether it
     is free is as free as theirs of the same picture; for captions put together from them."""
     flip: bool = False
-    """Mirror left and right in training; only where no text or label speaks of a side."""
+    """Mirror left and right in training; only where no label speaks of a side. Refused where a task
+    reads a text of the set, which may."""
     repeat: int = 1
     """How often its pictures are drawn in one epoch."""
     fraction: float = 1.0
@@ -105,9 +106,12 @@ class StructuredConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimConfig:
-    """Optimisation of a fine-tuning run."""
+    """Optimisation of a run."""
 
     epochs: int = 40
+    epoch: Literal["pictures", "texts"] = "pictures"
+    """What one epoch shows once: each picture, with `texts_per_image` of its texts, or each text, a
+    picture as often as it needs for that (so the paper counts its epochs)."""
     images_per_batch: int = 48
     """Of one optimiser step, over all processes and micro-batches."""
     accumulation: int = 1
@@ -127,6 +131,9 @@ class OptimConfig:
     warmup_fraction: float = 0.05
     schedule: Literal["cosine", "linear"] = "cosine"
     gradient_clip: float = 1.0
+    divergence_factor: float = 20.0
+    """A run stops where its smoothed loss is more than this many times the first step's, which
+    counts as 1 at least; 0: never."""
     average_decay: float = 0.998
     """Decay of the weight average that is evaluated and kept; 0 keeps the last weights."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -147,6 +154,11 @@ class OptimConfig:
         _at_least("optim.images_per_batch", self.images_per_batch, 2)  # batch normalisation
         _at_least("optim.texts_per_image", self.texts_per_image, 1)
         _at_least("optim.accumulation", self.accumulation, 1)
+        if not (math.isfinite(self.divergence_factor) and self.divergence_factor >= 0.0):
+            raise UsageError(
+                f"optim.divergence_factor: {self.divergence_factor} given; a finite number, 0 or "
+                "more, is allowed"
+            )
         for name, value in (
             ("algorithm", "muon"),
             ("precision", "float16"),
@@ -258,9 +270,20 @@ class Recipe:
                     f"[[datasets]] has {sorted(names)}"
                 )
             try:
-                self.spec_of(task, ("?",))
+                spec = self.spec_of(task, ("?",))
             except ManifestError as error:
                 raise UsageError(f"recipe: {error}") from error
+            self._check_flips(spec, self.training_of(index).datasets)
+
+    def _check_flips(self, task: TaskSpec, datasets: tuple[str, ...]) -> None:
+        """A text may name a side, in the question or in the answer: its picture stays as it is."""
+        mirrored = [d.name for d in self.datasets if d.flip and d.name in datasets]
+        if mirrored and task.text_paths:
+            raise UsageError(
+                f"recipe: datasets.flip: true given for {mirrored}, and the task {task.name!r} "
+                f"reads their texts {list(task.text_paths)}; set flip = false, for left and right "
+                "are not to be changed where text is read"
+            )
 
     def training_of(self, index: int) -> TaskTraining:
         """The training-only settings of a task."""

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -31,13 +31,15 @@ from tqdm import tqdm
 
 from umd_edge._preprocess import PreprocessSpec
 from umd_edge._tokenizer import TextTokenizer
-from umd_edge.errors import DataError, UmdEdgeError, UsageError
+from umd_edge.errors import DataError, UsageError
 
 from .batches import Batch, epoch_batches, pictures_of, steps_per_epoch
 from .checkpoint import Checkpoint, commit, load_checkpoint, write_json
 from .config import model_config
 from .corpus import Corpus, load_corpus
+from .divergence import DivergenceWatch, TrainingDivergedError
 from .history import History
+from .losses import attention
 from .models import UMDModel
 from .optim import WeightAverage, build_optimizer, learning_rate
 from .pictures import PictureSource, PictureStore, StreamedPictures, augment
@@ -58,12 +60,6 @@ def _leave_group() -> None:
 
 # Pictures are kept this much larger than the model's input, so that a crop has pixels to spare.
 _STORE_SCALE = 1.25
-
-
-class TrainingDivergedError(UmdEdgeError):
-    """The loss is no longer finite; the last good checkpoint is kept."""
-
-    exit_code: ClassVar[int] = 1
 
 
 def _provenance(recipe: Recipe, corpus: Corpus, parent: str) -> dict[str, Any]:
@@ -141,6 +137,7 @@ class Run(ABC):
                 f"{len(self.pictures)} training pictures; at least {max(2, self.parts)} are needed"
             )
         self.step = 0
+        self.watch = DivergenceWatch(self.optim.divergence_factor, out / "checkpoints")
         self.checkpoint = Checkpoint(
             model=self.model,
             tokenizer_json=tokenizer_json,
@@ -250,9 +247,10 @@ class Run(ABC):
         if self.sharding:
             norm = cast(Any, norm).full_tensor()
         if self.accelerator.scaler is None:  # which skips such steps by itself
-            self._require_finite("gradient", norm)
+            self.watch.require_finite("gradient", float(norm), self.step + 1)
         self.prepared_optimizer.step()
         self.step += 1
+        self.watch.add_skipped(self.accelerator.optimizer_step_was_skipped, self.step)
         self.after_update()
         self.average.update(self.model, self.step)
         return _mean(gather_object(named), world)
@@ -271,20 +269,12 @@ class Run(ABC):
         )
         device = self.accelerator.device
         loss, named = self.module(batch.to(device), pixel_values.to(device), rng, pictures)
-        self._require_finite("loss", loss.detach())
+        self.watch.require_finite("loss", float(loss.detach()), self.step + 1)
         if self.sharding:
             loss = self.sharding.joined(loss)
-        self.accelerator.backward(loss)
+        with attention(device):
+            self.accelerator.backward(loss)
         return dict(named)
-
-    def _require_finite(self, what: str, value: Tensor) -> None:
-        if not torch.isfinite(value):
-            raise TrainingDivergedError(
-                f"the {what} is {float(value)} at step {self.step + 1}; checkpoints up to here are "
-                f"kept in {str(self.out / 'checkpoints')!r}: start a run in another folder from "
-                "the last one (--init) with a lower optim.learning_rate or with "
-                "optim.precision = float32"
-            )
 
     # --- evaluation --------------------------------------------------------------------------
 
@@ -314,7 +304,7 @@ class Run(ABC):
 
         Raises:
             UsageError: The folder holds another run.
-            TrainingDivergedError: The loss is not finite.
+            TrainingDivergedError: The loss is not finite, or far above that of the start.
         """
         start_run(self, resume=resume)
         main = self.accelerator.is_main_process
@@ -337,6 +327,7 @@ class Run(ABC):
                 bar.update()
                 if history is not None:
                     history.add(kind="train", step=self.step, losses=losses, **self.notes())
+                self.watch.add(losses["loss"], self.step)
                 metrics = self._report(history) or metrics
                 if on_step:
                     on_step(self.step)

@@ -104,7 +104,8 @@ def save_state(run: Run) -> None:
         save_weights(state, moments, "optimizer")
         if extra:
             save_weights(state, extra, "extra")
-        (state / "run.json").write_text(json.dumps({"step": run.step}), encoding="utf-8")
+        progress = {"step": run.step, **run.watch.state()}
+        (state / "run.json").write_text(json.dumps(progress), encoding="utf-8")
 
     remove_left_behind(folder.parent, "step-*")
     write_directory_atomically(folder, write)
@@ -143,7 +144,9 @@ def _resume(run: Run) -> bool:
     run.optimizer.load_state_dict({"state": entries, "param_groups": groups})
     if extra := run.extra_tensors():
         run.load_extra(scattered(load_weights(state, "extra"), extra))
-    run.step = int(json.loads((state / "run.json").read_text(encoding="utf-8"))["step"])
+    progress = json.loads((state / "run.json").read_text(encoding="utf-8"))
+    run.step = int(progress["step"])
+    run.watch.load(progress)
     return True
 
 
