@@ -510,6 +510,7 @@ def test_a_vocabulary_larger_than_the_published_one_is_refused(published: Path):
         ({"image_size": 40}, r"image_size 40"),
         ({"vision__stem_channels": [8, 8]}, r"needs 4 stem_channels"),
         ({"vision__stem_convolutions": [1]}, r"needs 4 stem_channels"),
+        ({"text__positions": 15}, r"model\.text\.positions: 15 given; max_length 16 or more"),
         ({"fusion__pooling": "max"}, r"model\.fusion\.pooling.*'max'"),
         ({"preset": "huge"}, r"model\.preset.*'huge'"),
     ],

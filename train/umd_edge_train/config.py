@@ -52,6 +52,8 @@ class TextConfig:
     intermediate_size: int = 768
     pretrained: str = ""
     """As for the vision encoder; its tokenizer is then used too."""
+    positions: int = 0
+    """Rows of the position table: the longest text that a later run may read; 0: `max_length`."""
     activation: Literal["gelu"] = "gelu"
     layer_norm_eps: float = 1e-12
 
@@ -91,6 +93,11 @@ class ModelConfig:
                     f"model.{name}: hidden_size {part.hidden_size} is no multiple of num_heads "
                     f"{part.num_heads}"
                 )
+        if self.text.positions and self.text.positions < self.max_length:
+            raise UsageError(
+                f"model.text.positions: {self.text.positions} given; max_length {self.max_length} "
+                "or more is allowed, or 0 for just that"
+            )
         if self.image_size % self.vision.patch_size:
             raise UsageError(
                 f"model.image_size {self.image_size} is no multiple of patch_size "

@@ -32,6 +32,7 @@ def _adapt(name: str, published: Tensor, own: Tensor) -> Tensor:
 
 def _build(config: ModelConfig) -> nn.Module:
     text = config.text
+    positions = text.positions or config.max_length
     sizes: dict[str, Any] = {
         "vocab_size": config.vocabulary_size,
         "hidden_size": text.hidden_size,
@@ -45,10 +46,10 @@ def _build(config: ModelConfig) -> nn.Module:
         "initializer_range": config.initializer_range,
     }
     if text.architecture == "bert":
-        settings = BertConfig(max_position_embeddings=config.max_length, **sizes)
+        settings = BertConfig(max_position_embeddings=positions, **sizes)
         return cast(nn.Module, BertModel(settings, add_pooling_layer=False))
     settings = RobertaConfig(
-        max_position_embeddings=config.max_length + _ROBERTA_OFFSET,
+        max_position_embeddings=positions + _ROBERTA_OFFSET,
         # No row is special: a WordPiece vocabulary and RoBERTa's own pad with different ids.
         pad_token_id=None,
         type_vocab_size=1,
