@@ -26,12 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ._postprocess import (
-    confidence,
-    decide,
-    prediction_set,
-    probabilities,
-)
+from ._postprocess import confidence, findings, prediction_set, probabilities
 from ._results import (
     Alternative,
     Answer,
@@ -220,13 +215,11 @@ class EncodedStudy:
         features = engine.prompt_features(full_text, keep=text is None)
         ready = perf_counter()
         combined = self._combine(spec, features, values, coverage)
-        findings: tuple[Finding, ...] = ()
+        found: tuple[Finding, ...] = ()
         if combined.probability is not None:
-            decided, points = decide(combined.probability, spec, sensitivity, specificity)
-            columns = (spec.outputs, combined.probability.tolist(), decided, points)
-            findings = tuple(Finding(*item) for item in zip(*columns, strict=True))
+            found = findings(combined.probability, spec, sensitivity, specificity)
         return Classification(
-            task=spec.name, findings=findings, **self._common(combined, start, ready)
+            task=spec.name, findings=found, **self._common(combined, start, ready)
         )
 
     def _ask(self, question: str, task: str | None, coverage: float | None) -> Answer:

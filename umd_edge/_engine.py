@@ -21,13 +21,7 @@ from ._bundle import Bundle
 from ._graphs import Graphs, default_variant
 from ._ood import OodScore, load_models
 from ._options import SessionOptions
-from ._postprocess import (
-    best_outputs,
-    confidence,
-    decide,
-    prediction_set,
-    probabilities,
-)
+from ._postprocess import best_outputs, confidence, findings, prediction_set, probabilities
 from ._results import Alternative, Answer, BundleInfo, Classification, Finding, Status, Timing
 from ._status import judge, outside_intended_use
 from ._task import TaskSpec, compose_text, output_name
@@ -167,9 +161,7 @@ class Engine:
         ready = perf_counter()
         logits, score = self.infer(encoded, spec, features, values)
         probability = probabilities(logits, spec)
-        decided, points = decide(probability, spec, sensitivity, specificity)
-        columns = (spec.outputs, probability.tolist(), decided, points)
-        findings = tuple(Finding(*item) for item in zip(*columns, strict=True))
+        found = findings(probability, spec, sensitivity, specificity)
         chosen = None if coverage is None else prediction_set(logits, spec, coverage)
         status, reason = judge(spec, score, float(confidence(probability, spec)))
         timing = _timing(start, ready, perf_counter())
@@ -178,7 +170,7 @@ class Engine:
             reason,
             spec,
             timing,
-            findings,
+            found,
             chosen=chosen,
             dicom=encoded.dicom,
             score=score,
@@ -350,7 +342,7 @@ class Engine:
         reason: str,
         task: TaskSpec,
         timing: Timing,
-        findings: tuple[Finding, ...],
+        found: tuple[Finding, ...],
         *,
         dicom: DicomFacts | None,
         chosen: PredictionSet | None = None,
@@ -362,7 +354,7 @@ class Engine:
             timing=timing,
             dicom=dicom,
             task=task.name,
-            findings=findings,
+            findings=found,
             prediction_set=chosen,
             ood_score=None if score is None else score.value,
             **self._common,

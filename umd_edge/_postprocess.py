@@ -11,6 +11,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from ._results import Finding
 from ._task import TaskSpec
 from ._trust_curves import OperatingPoint, check_share
 from ._trust_sets import PredictionSet
@@ -22,6 +23,7 @@ __all__ = [
     "check_operating_request",
     "confidence",
     "decide",
+    "findings",
     "other_share",
     "positives",
     "prediction_set",
@@ -192,6 +194,18 @@ def decide(
         if point is not None:
             decided[row] = bool(probability[row] >= point.threshold)
     return decided, points
+
+
+def findings(
+    probability: npt.NDArray[np.float64],
+    task: TaskSpec,
+    sensitivity: float | None = None,
+    specificity: float | None = None,
+) -> tuple[Finding, ...]:
+    """One finding for each output, in order; arguments and errors as in `decide`."""
+    decided, points = decide(probability, task, sensitivity, specificity)
+    columns = (task.outputs, probability.tolist(), decided, points)
+    return tuple(Finding(*item) for item in zip(*columns, strict=True))
 
 
 def check_operating_request(
