@@ -10,24 +10,11 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ._coded import (
-    ABSENT,
-    ANSWER,
-    PRESENCE,
-    PRESENT,
-    PRIVATE_SCHEME,
-    PROBABILITY,
-    QUESTION,
-    STATES,
-    STATUS,
-    Concept,
-    answer_concept,
-    finding_concept,
-)
+from ._coded import PRIVATE_SCHEME, Concept
 from ._evidence import Evidence, ImageFile
 from ._files import write_whole
 from ._reported import (
@@ -36,20 +23,17 @@ from ._reported import (
     Reported,
     as_sources,
     checked_results,
-    decision_note,
     device_uid,
     read_sources,
     refuse_source,
-    set_note,
 )
-from ._results import Answer, Classification
+from ._results import BundleInfo
+from ._sr_groups import coded, measurement_groups
 from .errors import DicomInputError, MissingDependencyError
 
 __all__ = ["require_highdicom", "sr_report", "write_sr"]
 
 _SERIES_NUMBER = 9900
-_COMMENT = Concept("121106", "DCM", "Comment")
-_NO_UNITS = Concept("1", "UCUM", "no units")
 _PROCEDURES = {  # CID 100, by Modality (0008,0060)
     "CT": Concept("25045-6", "LN", "CT unspecified body region"),
     "MR": Concept("25056-3", "LN", "MRI unspecified body region"),
@@ -147,28 +131,16 @@ def write_sr(
 
 
 def _document(results: Sequence[Reported], evidence: Sequence[Evidence]) -> Any:
+    """The report as a dataset; what highdicom refuses is told without the values it was given."""
     import highdicom as hd
-    from highdicom.coding_schemes import CodingSchemeIdentificationItem
     from highdicom.sr import ComprehensiveSR
     from pydicom.dataset import Dataset
-
-    from . import __version__
 
     class Report(ComprehensiveSR):
         def copy_patient_and_study_information(self, dataset: Dataset) -> None:
             """Copy nothing: what may be known stands in the constructor's arguments."""
 
-    info = results[0].bundle
-    versions = [info.version[:64], f"umd-edge {__version__}"]
-    equipment = hd.ContributingEquipment(
-        manufacturer=MANUFACTURER,
-        purpose_of_reference=_code(Concept("109102", "DCM", "Processing Equipment")),
-        manufacturer_model_name=info.name[:64],
-        software_versions=versions,
-        device_serial_number=info.sha256,
-        contribution_description=f"Algorithm that made the report. {NOT_A_DEVICE}",
-    )
-    equipment.DeviceUID = device_uid(info)
+    device = _device(results[0].bundle)
     try:
         document = Report(
             evidence=[_dataset(item) for item in evidence],
@@ -177,23 +149,14 @@ def _document(results: Sequence[Reported], evidence: Sequence[Evidence]) -> Any:
             series_number=_SERIES_NUMBER,
             sop_instance_uid=hd.UID(),
             instance_number=1,
-            manufacturer=MANUFACTURER,
-            manufacturer_model_name=info.name[:64],
-            software_versions=versions,
-            device_serial_number=info.sha256,
+            **device,
             series_description="umd-edge results, not for diagnosis",
             specific_character_set="ISO_IR 192",
             is_complete=all(item.status == "ok" for item in results),
             is_final=False,
             is_verified=False,
-            contributing_equipment=[equipment],
-            coding_schemes=[
-                CodingSchemeIdentificationItem(
-                    PRIVATE_SCHEME,
-                    name="Labels and answers of umd-edge bundles",
-                    responsible_organization=MANUFACTURER,
-                )
-            ],
+            contributing_equipment=[_equipment(results[0].bundle, device)],
+            coding_schemes=[_coding_scheme()],
         )
     except Exception as error:
         problem = type(error).__name__
@@ -208,6 +171,40 @@ def _document(results: Sequence[Reported], evidence: Sequence[Evidence]) -> Any:
     raise DicomInputError(
         f"the image's identifiers do not fit into a Structured Report ({problem} in highdicom); "
         "check PatientID (0010,0020), AccessionNumber (0008,0050) and StudyID (0020,0010)"
+    )
+
+
+def _device(info: BundleInfo) -> dict[str, Any]:
+    """The model as the standard's device, by highdicom's names; an LO holds 64 characters."""
+    from . import __version__
+
+    return {
+        "manufacturer": MANUFACTURER,
+        "manufacturer_model_name": info.name[:64],
+        "software_versions": [info.version[:64], f"umd-edge {__version__}"],
+        "device_serial_number": info.sha256,
+    }
+
+
+def _equipment(info: BundleInfo, device: Mapping[str, Any]) -> Any:
+    import highdicom as hd
+
+    equipment = hd.ContributingEquipment(
+        **device,
+        purpose_of_reference=coded(Concept("109102", "DCM", "Processing Equipment")),
+        contribution_description=f"Algorithm that made the report. {NOT_A_DEVICE}",
+    )
+    equipment.DeviceUID = device_uid(info)
+    return equipment
+
+
+def _coding_scheme() -> Any:
+    from highdicom.coding_schemes import CodingSchemeIdentificationItem
+
+    return CodingSchemeIdentificationItem(
+        PRIVATE_SCHEME,
+        name="Labels and answers of umd-edge bundles",
+        responsible_organization=MANUFACTURER,
     )
 
 
@@ -244,12 +241,6 @@ def _dataset(evidence: Evidence) -> Any:
     return dataset
 
 
-def _code(concept: Concept) -> Any:
-    from highdicom.sr import CodedConcept
-
-    return CodedConcept(concept.value, concept.scheme, concept.meaning)
-
-
 def _content(results: Sequence[Reported], evidence: Sequence[Evidence]) -> Any:
     """The content tree of TID 1500."""
     from highdicom import sr
@@ -266,134 +257,8 @@ def _content(results: Sequence[Reported], evidence: Sequence[Evidence]) -> Any:
             serial_number=info.sha256,
         ),
     )
-    groups: list[Any] = []
-    for result in results:
-        if isinstance(result, Classification):
-            groups += _classification_groups(result, evidence)
-        else:
-            groups.append(_answer_group(result, evidence))
     return sr.MeasurementReport(
         observation_context=sr.ObservationContext(observer_device_context=observer),
-        procedure_reported=_code(_PROCEDURES.get(evidence[0].modality, _ANY_PROCEDURE)),
-        imaging_measurements=groups,
+        procedure_reported=coded(_PROCEDURES.get(evidence[0].modality, _ANY_PROCEDURE)),
+        imaging_measurements=measurement_groups(results, evidence),
     )
-
-
-def _classification_groups(result: Classification, evidence: Sequence[Evidence]) -> list[Any]:
-    groups = [
-        _group(
-            result,
-            evidence,
-            result.task,
-            f"{result.task}: status",
-            evaluations=[(STATUS, STATES[result.status])],
-            comments=_remarks(result, evidence),
-        )
-    ]
-    if result.status != "ok":
-        return groups
-    return groups + [
-        _group(
-            result,
-            evidence,
-            result.task,
-            f"{result.task}: {finding.label}",
-            finding=finding_concept(result.task, finding.label),
-            probability=finding.probability,
-            evaluations=[(PRESENCE, PRESENT if finding.positive else ABSENT)],
-            comments=[(_COMMENT, text) for text in [decision_note(finding)] if text],
-        )
-        for finding in result.findings
-    ]
-
-
-def _answer_group(result: Answer, evidence: Sequence[Evidence]) -> Any:
-    comments = [(QUESTION, result.question)]
-    evaluations = [(STATUS, STATES[result.status])]
-    is_ok = result.status == "ok"
-    if is_ok:
-        comments.append((ANSWER, result.answer))
-        evaluations.append((ANSWER, answer_concept(result.answer)))
-    comments += _remarks(result, evidence)
-    return _group(
-        result,
-        evidence,
-        "question",
-        "question",
-        probability=result.probability if is_ok else None,
-        evaluations=evaluations,
-        comments=comments,
-    )
-
-
-def _remarks(result: Reported, evidence: Sequence[Evidence]) -> list[tuple[Concept, str]]:
-    frames = (item.frame_note for item in evidence)
-    chosen = set_note(result) if result.status == "ok" else ""
-    texts = (result.reason, chosen, *frames, NOT_A_DEVICE)
-    return [(_COMMENT, text) for text in texts if text]
-
-
-def _group(
-    result: Reported,
-    evidence: Sequence[Evidence],
-    task: str,
-    tracking: str,
-    *,
-    finding: Concept | None = None,
-    probability: float | None = None,
-    evaluations: Sequence[tuple[Concept, Concept]] = (),
-    comments: Sequence[tuple[Concept, str]] = (),
-) -> Any:
-    """One measurement group of TID 1501."""
-    from highdicom import UID, sr
-
-    from . import __version__
-
-    info = result.bundle
-    group = sr.MeasurementsAndQualitativeEvaluations(
-        tracking_identifier=sr.TrackingIdentifier(uid=UID(), identifier=tracking),
-        finding_type=None if finding is None else _code(finding),
-        algorithm_id=sr.AlgorithmIdentification(
-            name=info.name,
-            version=info.version,
-            manufacturer=MANUFACTURER,
-            parameters=[
-                f"bundle sha256={info.sha256}",
-                f"task={task}",
-                f"variant={result.variant}",
-                f"provider={result.provider}",
-                f"umd-edge={__version__}",
-            ],
-        ),
-        measurements=None
-        if probability is None
-        else [
-            sr.Measurement(
-                # 10 digits at most: a decimal string has 16 characters.
-                name=_code(PROBABILITY),
-                value=round(float(probability), 10),
-                unit=_code(_NO_UNITS),
-            )
-        ],
-        qualitative_evaluations=[
-            sr.QualitativeEvaluation(name=_code(name), value=_code(value))
-            for name, value in evaluations
-        ],
-        source_images=[
-            sr.SourceImageForMeasurementGroup(
-                item.sop_class_uid,
-                item.sop_uid,
-                item.frame_references,
-            )
-            for item in evidence
-        ],
-    )
-    for name, text in comments:
-        group[0].ContentSequence.append(
-            sr.TextContentItem(
-                name=_code(name),
-                value=text,
-                relationship_type=sr.RelationshipTypeValues.CONTAINS,
-            )
-        )
-    return group
