@@ -73,6 +73,40 @@ def _numbers(value: object, path: str) -> dict[str, float]:
     return {key: float(number) for key, number in value.items()}
 
 
+def _scaling(data: object, path: str) -> dict[str, Any]:
+    """The fields of a `TaskSpec` that turn logits into probabilities."""
+    keys = {"kind", "temperature", "scale", "bias", "other", "platt"}
+    probability = _check_keys(data, keys, {"kind"}, path)
+    temperature = probability.get("temperature", 1.0)
+    if type(temperature) not in (int, float):
+        raise _fail(f"{path}.temperature", "a number is needed")
+    return {
+        "probability_kind": probability["kind"],
+        "temperature": float(temperature),
+        "scale": _vector(probability, "scale", path),
+        "bias": _vector(probability, "bias", path),
+        "other": _other(probability, path),
+        "platt": _platt(probability, path),
+    }
+
+
+def _decisions(given: Mapping[str, Any], outputs: tuple[str, ...], path: str) -> dict[str, Any]:
+    """The fields of a `TaskSpec` that turn probabilities into what is said."""
+    fields: dict[str, Any] = {
+        key: _numbers(given.get(key, {}), f"{path}.{key}")
+        for key in ("operating_points", "thresholds")
+    }
+    if "operating_curves" in given:
+        fields["operating_curves"] = _curves(given["operating_curves"], f"{path}.operating_curves")
+    if "conformal" in given:
+        place = f"{path}.conformal"
+        fields["conformal"] = ConformalSpec.from_dict(given["conformal"], place, outputs)
+    if "out_of_distribution" in given:
+        place = f"{path}.out_of_distribution"
+        fields["out_of_distribution"] = OodSpec.from_dict(given["out_of_distribution"], place)
+    return fields
+
+
 def _vector(probability: Mapping[str, Any], key: str, path: str) -> tuple[float, ...]:
     if key not in probability:
         return ()
@@ -82,16 +116,14 @@ def _vector(probability: Mapping[str, Any], key: str, path: str) -> tuple[float,
         or not values
         or any(type(v) not in (int, float) for v in values)
     ):
-        raise _fail(
-            f"{path}.probability.{key}", "a list of numbers, one for each output, is needed"
-        )
+        raise _fail(f"{path}.{key}", "a list of numbers, one for each output, is needed")
     return tuple(float(value) for value in values)
 
 
 def _other(probability: Mapping[str, Any], path: str) -> float | None:
     value = probability.get("other")
     if "other" in probability and type(value) not in (int, float):
-        raise _fail(f"{path}.probability.other", "a number is needed")
+        raise _fail(f"{path}.other", "a number is needed")
     return None if value is None else float(value)
 
 
@@ -99,8 +131,8 @@ def _platt(probability: Mapping[str, Any], path: str) -> tuple[float, float] | N
     if "platt" not in probability:
         return None
     keys = {"a", "b"}
-    given = _check_keys(probability["platt"], keys, keys, f"{path}.probability.platt")
-    numbers = _numbers(given, f"{path}.probability.platt")
+    given = _check_keys(probability["platt"], keys, keys, f"{path}.platt")
+    numbers = _numbers(given, f"{path}.platt")
     return numbers["a"], numbers["b"]
 
 
@@ -278,12 +310,6 @@ class TaskSpec:
         key, other = ("answers", "labels") if kind == "vqa" else ("labels", "answers")
         if other in given or (kind != "retrieval" and key not in given):
             raise _fail(path, f"a task of kind {kind!r} has {key!r} and no {other!r}")
-        probability = _check_keys(
-            given.get("probability", {"kind": "softmax"}),
-            {"kind", "temperature", "scale", "bias", "other", "platt"},
-            {"kind"},
-            f"{path}.probability",
-        )
         select = given.get("select", {})
         applies_to = given.get("applies_to", {})
         if not isinstance(select, dict) or not all(isinstance(v, list) for v in select.values()):
@@ -295,9 +321,6 @@ class TaskSpec:
                 raise _fail(f"{path}.{name}", "a string is needed")
         if not isinstance(given.get("multi_label", False), bool):
             raise _fail(f"{path}.multi_label", "true or false is needed")
-        temperature = probability.get("temperature", 1.0)
-        if type(temperature) not in (int, float):
-            raise _fail(f"{path}.probability.temperature", "a number is needed")
         outputs = _strings(given.get(key, []), f"{path}.{key}")
         default_target = {"field": "answer" if kind == "vqa" else "labels"}
         return cls(
@@ -310,25 +333,8 @@ class TaskSpec:
             reads=_strings(given.get("reads", []), f"{path}.reads"),
             target=TargetSpec.from_dict(given.get("target", default_target), f"{path}.target"),
             group=given.get("group", "patient_id"),
-            probability_kind=probability["kind"],
-            temperature=float(temperature),
-            scale=_vector(probability, "scale", path),
-            bias=_vector(probability, "bias", path),
-            other=_other(probability, path),
-            platt=_platt(probability, path),
-            operating_points=_numbers(
-                given.get("operating_points", {}), f"{path}.operating_points"
-            ),
-            operating_curves=_curves(given.get("operating_curves", {}), f"{path}.operating_curves"),
-            conformal=ConformalSpec.from_dict(given["conformal"], f"{path}.conformal", outputs)
-            if "conformal" in given
-            else None,
-            out_of_distribution=OodSpec.from_dict(
-                given["out_of_distribution"], f"{path}.out_of_distribution"
-            )
-            if "out_of_distribution" in given
-            else None,
-            thresholds=_numbers(given.get("thresholds", {}), f"{path}.thresholds"),
+            **_scaling(given.get("probability", {"kind": "softmax"}), f"{path}.probability"),
+            **_decisions(given, outputs, path),
             applies_to={
                 name: _strings(values, f"{path}.applies_to.{name}")
                 for name, values in applies_to.items()
