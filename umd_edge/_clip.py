@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 from ._audit_trail import AuditTrail
 from ._combine import EncodedStudy
 from ._deadline import check_limits
-from ._defaults import FRAMES
 from ._encoded import EncodedImage
-from ._image import kind_of, read_image_file
+from ._image import read_image_file
 from ._results import Answer, Classification, ClipFrames
 from ._video import Clip, load_clip
 from .errors import UmdEdgeError
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from ._engine import Engine
     from ._image import ImageInput
 
-__all__ = ["FRAMES", "EncodedClip", "encode_clip", "kind_of"]
+__all__ = ["EncodedClip", "encode_clip"]
 
 
 class EncodedClip(EncodedStudy):

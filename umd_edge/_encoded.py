@@ -109,14 +109,12 @@ class EncodedImage:
         profile = self._profile
         if profile is not None:
             return profile
-        tokens = self.features()[0]
+        small, tokens = self._resized(), self.features()[0]
         with self._lock:
             if self._profile is None:
-                if self._small is None:
-                    raise RuntimeError("an encoded image keeps its small copy")
                 appearance = self._appearance
                 if appearance is None:
-                    appearance = appearance_statistics(self._small)
+                    appearance = appearance_statistics(small)
                 self._profile = ImageProfile(appearance, tokens[0])
             return self._profile
 
@@ -135,23 +133,23 @@ class EncodedImage:
 
     def input_digest(self) -> bytes:
         """SHA-256 of the 8-bit pixels that the model reads: equal for copies of an image."""
-        self.features()
-        if self._small is None:
-            raise RuntimeError("an encoded image keeps its small copy")
-        return hashlib.sha256(self._small.tobytes()).digest()
+        return hashlib.sha256(self._resized().tobytes()).digest()
 
     @property
     def size_bytes(self) -> int:
         """Bytes of the arrays that it keeps, once it is encoded."""
-        small = 0 if self._small is None else self._small.nbytes
-        return small + sum(output.nbytes for output in self.features())
+        return self._resized().nbytes + sum(output.nbytes for output in self.features())
 
     def pixel_values(self) -> Float32Array:
         """(1, C, H, W) float32: the image as the vision graph takes it."""
+        return normalise(self._resized(), self._engine.manifest.preprocessing)[None]
+
+    def _resized(self) -> npt.NDArray[np.uint8]:
+        """(H, W, C) uint8: the image as large as the model reads it."""
         self.features()
         if self._small is None:
             raise RuntimeError("an encoded image keeps its small copy")
-        return normalise(self._small, self._engine.manifest.preprocessing)[None]
+        return self._small
 
     def _encode(self, begin: Callable[[], None] | None) -> tuple[Float32Array, Float32Array]:
         loaded = self._loaded

@@ -32,6 +32,8 @@ __all__ = [
     "file_kind",
     "kind_of",
     "load_image",
+    "looks_like_clip",
+    "looks_like_dicom",
     "read_image_file",
 ]
 
@@ -247,9 +249,7 @@ def looks_like_clip(data: bytes) -> bool:
 
 def looks_like_dicom(data: bytes) -> bool:
     """Whether the bytes start like a DICOM file, with or without the 128-byte preamble."""
-    if data[128:132] == b"DICM":
-        return True
-    if data[:4] == b"DICM":
+    if b"DICM" in (data[128:132], data[:4]):
         return True
     # Without a preamble the first element is a low one of group 0002 or 0008, little endian, with
     # an explicit VR or a short implicit length.
