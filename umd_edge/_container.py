@@ -162,7 +162,7 @@ class _Zip:
             file.read(_END.size)
         )
         if signature != b"PK\x05\x06":
-            raise self._bad("it is truncated, has a comment, or is no zip")
+            raise self._bad("it is truncated, has a comment, or is no zip; copy it again")
         if (disk, start_disk, comment) != (0, 0, 0) or here != count or count > _MAX_ENTRIES:
             raise self._bad(f"it says {count} entries; at most {_MAX_ENTRIES} on one disk allowed")
         if offset + size + _END.size != length:

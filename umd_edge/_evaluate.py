@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ._defaults import CANDIDATES
 from ._evaluation import MetricValue, evaluate_classification, evaluate_vqa
 from ._postprocess import confidence, probabilities
 from ._predictor import Predictor
-from ._rank import CANDIDATES, PairScores
+from ._rank import PairScores
+from ._ranking_calls import ranking_trail
 from ._records import Example, ExampleSet, Record, VQAReference, build_examples, read_records
 from ._results import BundleInfo, Status
 from ._retrieval import build_gallery, rank_galleries
@@ -25,8 +27,8 @@ from ._task import OnUnmapped, TaskSpec
 from .errors import DataError, InputError, UmdEdgeError, UnknownTaskError, UsageError
 
 if TYPE_CHECKING:
-    from ._audit_ranking import RankingTrail
     from ._encoded import EncodedImage
+    from ._gallery import Gallery, Kind
 
 __all__ = [
     "EvaluatedRecords",
@@ -177,9 +179,18 @@ def _examples(
     examples = build_examples(records, task, fields, on_unmapped=on_unmapped)
     if not examples.examples:
         raise DataError(
-            f"{data}: no record fits task {task.name!r}; left out: {dict(examples.dropped)}"
+            f"{data}: no record fits task {task.name!r}; left out: {dict(examples.dropped)}. "
+            f"{_wanted(task)}"
         )
     return records, examples
+
+
+def _wanted(task: TaskSpec) -> str:
+    """What a record needs, as a sentence."""
+    chosen = [f"{name} among {list(values)}" for name, values in task.select.items()]
+    texts = [] if task.kind == "classification" else list(task.text_paths)
+    targets = [] if task.kind == "retrieval" else [task.target.field]
+    return f"Give records with {' and '.join([', '.join(['image', *texts, *targets]), *chosen])}"
 
 
 def _evaluation(
@@ -304,24 +315,21 @@ def rank_pool(
     # An example's text has the prompt already, and every record is evaluated, whatever its header.
     spec = replace(task, prompt="", applies_to={})
     engine = predictor._engine
-    trail = _ranking_trail(predictor, task)
+    trail = ranking_trail(predictor._audit, engine, task.name, "evaluation")
+
+    def gallery(kind: Kind, given: Sequence[Any], before: int) -> Gallery:
+        return build_gallery(
+            engine,
+            spec,
+            kind,
+            given,
+            on_error=trail.listener(kind, given, None) if trail else None,
+            on_progress=lambda done, _: on_progress(before + done, total),
+        )
+
     try:
-        text_gallery = build_gallery(
-            engine,
-            spec,
-            "text",
-            items.texts,
-            on_error=trail.listener("text", items.texts, None) if trail else None,
-            on_progress=lambda done, _: on_progress(done, total),
-        )
-        image_gallery = build_gallery(
-            engine,
-            spec,
-            "image",
-            items.images,
-            on_error=trail.listener("image", items.images, None) if trail else None,
-            on_progress=lambda done, _: on_progress(texts + done, total),
-        )
+        text_gallery = gallery("text", items.texts, 0)
+        image_gallery = gallery("image", items.images, texts)
     except InputError as error:
         raise DataError(
             f"{error} (mend or remove the record: leaving it out silently would change the figures)"
@@ -338,15 +346,6 @@ def rank_pool(
         trail.record(ranking, image_gallery, text_gallery)
     on_progress(total, total)
     return ranking.pairs
-
-
-def _ranking_trail(predictor: Predictor, task: TaskSpec) -> RankingTrail | None:
-    log = predictor._audit
-    if log is None:
-        return None
-    from ._audit_ranking import RankingTrail
-
-    return RankingTrail(log, predictor._engine, task.name, "evaluation")
 
 
 def example_metrics(

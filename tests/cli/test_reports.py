@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from support.bundles import repack
 from support.command import png, run, run_json
 from umd_edge import Predictor, __version__
 from umd_edge._bench import Overhead
@@ -109,6 +110,20 @@ def test_evaluate_without_a_fitting_record_is_exit_4(tiny_bundle, tmp_path):
     done = run("evaluate", "--task", "skin-lesion", "--data", data, "--bundle", tiny_bundle)
     assert done.code == 4
     assert "no record fits" in done.err
+    assert "Give records with image, " in done.err
+
+
+def test_evaluate_says_which_records_a_task_takes(tiny_bundle, tmp_path):
+    def of_ultrasound(manifest):
+        for task in manifest["tasks"]:
+            task["select"] = {"modality": ["Ultrasound"]}
+
+    bundle = repack(tmp_path / "us.umd", edit=of_ultrasound)
+    data = skin_records(tmp_path, ["MEL", "NEV"])
+    done = run("evaluate", "--task", "skin-lesion", "--data", data, "--bundle", bundle)
+    assert done.code == 4
+    assert "{'not selected': 2}" in done.err
+    assert "labels and modality among ['Ultrasound']" in done.err
 
 
 def test_evaluate_table_shows_values_and_intervals(tiny_bundle, tmp_path):
