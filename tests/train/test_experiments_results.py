@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,14 @@ def test_the_page_shows_means_intervals_and_spreads(results: Results, tmp_path: 
     assert f"accuracy: {_N} records of {_N // 2} patients" in page
     assert "| baseline: majority |" in page
     assert "`abc123`" in page
+
+
+def test_the_page_names_splits_that_are_known(results: Results, tmp_path: Path):
+    page = tmp_path / "docs" / "results.md"
+    write_page(results, page)
+    assert "val split; " in page.read_text(encoding="utf-8")
+    write_page(replace(results, splits={"eyes": "published with EYES"}), page)
+    assert "val split (published with EYES); " in page.read_text(encoding="utf-8")
 
 
 def test_the_page_compares_with_the_arm_before_and_with_the_first(results: Results, tmp_path: Path):

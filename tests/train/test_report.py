@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from support import public_sets
 from support.retrieval import captions
 from support.training import write_recipe
 from umd_edge._records import build_examples, read_records
@@ -12,11 +13,13 @@ from umd_edge._retrieval_metrics import evaluate_retrieval, retrieval_items
 from umd_edge._structured import StructuredField
 from umd_edge.errors import DataError
 from umd_edge_train.checkpoint import Checkpoint, load_checkpoint
+from umd_edge_train.converters import ConvertOptions, convert
 from umd_edge_train.corpus import load_corpus
 from umd_edge_train.evaluate import evaluate_checkpoint
 from umd_edge_train.finetuning import finetune
 from umd_edge_train.recipe import load_recipe, recipe_from_dict
 from umd_edge_train.report import _chance, _Part, append_report, report_split
+from umd_edge_train.split_scheme import split_scheme
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +42,44 @@ def test_every_task_is_reported_beside_a_baseline(trained: Checkpoint, synth: Pa
     append_report(tmp_path / "LOG.md", "a run", report)
     text = (tmp_path / "LOG.md").read_text(encoding="utf-8")
     assert "| image_to_text_r1 |" in text and "| accuracy |" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (ConvertOptions(), "by a hash of the picture, seed 0, 0.1 val, 0.2 test"),
+        (ConvertOptions(splits="published"), "published with SLAKE"),
+    ],
+)
+def test_every_report_names_the_splits(tmp_path: Path, options: ConvertOptions, named: str):
+    convert("slake", public_sets.slake(tmp_path / "source"), tmp_path / "questions", options)
+    settings = ("optim.epochs=1", "optim.images_per_batch=2", "tasks.0.target.on_unmapped=drop")
+    recipe = load_recipe(write_recipe(tmp_path, "questions"), settings)
+    finetune(recipe, tmp_path, tmp_path / "run")
+    trained = load_checkpoint(tmp_path / "run" / "final")
+    assert named in trained.provenance["splits"]["questions"]
+    report = report_split(trained, tmp_path, "train")
+    assert named in report["tasks"]["vqa/questions"]["splits"]
+    append_report(tmp_path / "LOG.md", "a run", report)
+    assert f"splits: {named}" in (tmp_path / "LOG.md").read_text(encoding="utf-8")
+    manifest = tmp_path / "questions" / "train.jsonl"
+    (scheme,) = evaluate_checkpoint(trained, "vqa", [manifest])["splits"]
+    assert named in scheme
+
+
+def test_splits_that_nothing_tells_of_stay_unnamed_and_a_broken_note_is_an_error(tmp_path: Path):
+    assert split_scheme(tmp_path) == "as the files stand"
+    (tmp_path / "convert.json").write_text('{"options": {}}', encoding="utf-8")
+    with pytest.raises(DataError, match="does not say how the set was split"):
+        split_scheme(tmp_path)
+
+
+def test_published_splits_that_share_patients_say_so(tmp_path: Path):
+    options = ConvertOptions(splits="published", carve_val=0.3)
+    convert("vqa-rad", public_sets.vqa_rad(tmp_path / "source"), tmp_path / "out", options)
+    found = split_scheme(tmp_path / "out")
+    assert "published with VQA-RAD, 0.3 of train as val; " in found
+    assert "patients are in more than one" in found
 
 
 def test_chance_is_what_random_orders_reach_on_average(tmp_path: Path):

@@ -69,7 +69,8 @@ def evaluate(
     if as_json:
         click.echo(json.dumps(report))
         return
-    click.echo(f"{report['n']} records, {report['dropped']} dropped")
+    splits = "; ".join(report["splits"])
+    click.echo(f"{report['n']} records, {report['dropped']} dropped; splits: {splits}")
     print_metrics(task, report["metrics"])
 
 
@@ -103,7 +104,7 @@ def report(
     if out:
         write_json(out, {name: task["metrics"] for name, task in figures["tasks"].items()})
     for name, task in figures["tasks"].items():
-        print_metrics(name, task["metrics"])
+        print_metrics(f"{name}, splits: {task['splits']}", task["metrics"])
 
 
 @main.command()

@@ -23,6 +23,7 @@ from .checkpoint import Checkpoint
 from .models import UMDModel
 from .pictures import PictureStore
 from .retrieval import evaluate_retrieval_task
+from .split_scheme import split_scheme
 
 __all__ = ["evaluate_checkpoint", "evaluate_task", "task_logits"]
 
@@ -118,7 +119,8 @@ def evaluate_checkpoint(
         on_unmapped: Overrides the task's rule for labels that it does not know.
 
     Returns:
-        `{"task", "n", "dropped", "metrics": {name: {"value", "low", "high", "n"}}}`.
+        `{"task", "n", "dropped", "splits", "metrics": {name: {"value", "low", "high", "n"}}}`;
+        `splits` has one entry a data set.
 
     Raises:
         UnknownTaskError: The checkpoint has no such task.
@@ -141,5 +143,6 @@ def evaluate_checkpoint(
         "task": task_name,
         "n": len(found.examples),
         "dropped": sum(found.dropped.values()),
+        "splits": [split_scheme(folder) for folder in dict.fromkeys(p.parent for p in manifests)],
         "metrics": {name: value.to_dict() for name, value in metrics.items()},
     }

@@ -30,6 +30,7 @@ from .evaluate import evaluate_task, find_task
 from .pictures import PictureStore
 from .recipe import Recipe, recipe_from_dict
 from .retrieval import evaluate_retrieval_task
+from .split_scheme import AS_GIVEN, split_scheme
 
 __all__ = ["append_report", "report_split"]
 
@@ -43,6 +44,8 @@ class _Part:
     train: tuple[Example, ...]
     held_out: tuple[Example, ...]
     dropped: int
+    splits: str = AS_GIVEN
+    """Where they are from, see `split_scheme`."""
 
 
 def _parts(checkpoint: Checkpoint, recipe: Recipe, data: Path, split: str) -> list[_Part]:
@@ -62,8 +65,16 @@ def _parts(checkpoint: Checkpoint, recipe: Recipe, data: Path, split: str) -> li
             found = build_examples(held_out, task, fields)
             if not found.examples:
                 raise DataError(f"{name}/{split}.jsonl holds no record of task {task.name!r}")
-            dropped = sum(found.dropped.values())
-            parts.append(_Part(f"{task.name}/{name}", task, seen.examples, found.examples, dropped))
+            parts.append(
+                _Part(
+                    f"{task.name}/{name}",
+                    task,
+                    seen.examples,
+                    found.examples,
+                    sum(found.dropped.values()),
+                    split_scheme(data / datasets[name].path),
+                )
+            )
     return parts
 
 
@@ -161,8 +172,8 @@ def report_split(
             checkpoint's.
 
     Returns:
-        `{"split", "commit", "created", "tasks": {"<task>/<data set>": {"n", "dropped", "metrics",
-        "baseline"}}}`.
+        `{"split", "commit", "created", "tasks": {"<task>/<data set>": {"n", "dropped", "splits",
+        "metrics", "baseline"}}}`.
 
     Raises:
         DataError: A manifest is missing or holds no record of a task.
@@ -187,6 +198,7 @@ def report_split(
         tasks[part.name] = {
             "n": len(part.held_out),
             "dropped": part.dropped,
+            "splits": part.splits,
             "metrics": {name: value.to_dict() for name, value in metrics.items()},
             "baseline": {name: value.to_dict() for name, value in baseline.items()},
         }
@@ -216,8 +228,9 @@ def append_report(log: Path, subject: str, report: dict[str, Any]) -> None:
     ]
     for name, task in report["tasks"].items():
         lines += [
-            f"\n{name}: {task['n']} records, {task['dropped']} dropped. The baseline is the most "
-            "frequent training answer to the same question, the training frequencies, or chance.\n",
+            f"\n{name}: {task['n']} records, {task['dropped']} dropped; splits: {task['splits']}. "
+            "The baseline is the most frequent training answer to the same question, the training "
+            "frequencies, or chance.\n",
             "| metric | value | 95 % interval | n | baseline |",
             "| --- | --- | --- | --- | --- |",
         ]

@@ -46,6 +46,7 @@ from .pictures import PictureSource, PictureStore, StreamedPictures, augment
 from .recipe import Recipe
 from .run_state import initialise, save_final, save_state, start_run
 from .sharding import Sharding
+from .split_scheme import split_scheme
 from .tokenizer import published_tokenizer, train_wordpiece
 
 __all__ = ["Run", "TrainingDivergedError"]
@@ -62,7 +63,7 @@ def _leave_group() -> None:
 _STORE_SCALE = 1.25
 
 
-def _provenance(recipe: Recipe, corpus: Corpus, parent: str) -> dict[str, Any]:
+def _provenance(recipe: Recipe, corpus: Corpus, data: Path, parent: str) -> dict[str, Any]:
     return {
         "created": datetime.now(timezone.utc).replace(microsecond=0).isoformat(),
         "recipe": recipe.to_dict(),
@@ -71,6 +72,7 @@ def _provenance(recipe: Recipe, corpus: Corpus, parent: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "initialised_from": parent,
         "data": corpus.sources,
+        "splits": {d.name: split_scheme(data / d.path) for d in recipe.datasets},
     }
 
 
@@ -145,7 +147,7 @@ class Run(ABC):
             structured_fields=self.corpus.fields,
             preprocess=self.spec,
             max_length=config.max_length,
-            provenance=_provenance(recipe, self.corpus, str(init.name) if init else ""),
+            provenance=_provenance(recipe, self.corpus, data, str(init.name) if init else ""),
         )
         # a sharded module needs no wrapping, which would keep whole gradients in each process
         self.module = module if self.sharding else self.accelerator.prepare_model(module)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..source import commit
+from ..split_scheme import AS_GIVEN
 from .grid import Experiment, GridDataset
 from .paired import Summary
 from .plots import Bar, Curve, draw_bars, draw_curves
@@ -85,7 +86,9 @@ def _counts(results: Results, experiment: Experiment, dataset: GridDataset) -> s
                 parts.append(
                     f"{_words(metric)}: {summary.n} records of {summary.patients} patients"
                 )
-            return f"{results.split} split; {'; '.join(parts)}."
+            scheme = results.splits.get(dataset.name, AS_GIVEN)
+            named = "" if scheme == AS_GIVEN else f" ({scheme})"
+            return f"{results.split} split{named}; {'; '.join(parts)}."
     return f"{results.split} split; nothing was run."
 
 

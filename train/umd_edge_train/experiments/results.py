@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from tqdm import tqdm
 from umd_edge.errors import UsageError
 
 from ..recipe import load_recipe
+from ..split_scheme import split_scheme
 from .baselines import Baseline, baseline_predictions
 from .grid import Cell, Experiment, GridDataset, Plan
 from .paired import Outcomes, Summary, paired_difference, summarise
@@ -61,6 +62,8 @@ class Results:
     """(experiment, data set, arm, fraction) -> finished runs; absent where there is none."""
     baselines: dict[tuple[str, Baseline], Predictions]
     """(data set, kind)."""
+    splits: dict[str, str] = field(default_factory=dict)
+    """Data set -> where its splits are from, see `split_scheme`."""
 
     def difference(
         self,
@@ -191,7 +194,14 @@ def measure_grid(folder: Path, data: Path, split: str) -> Results:
         for name in used
         for kind, predictions in _baselines(plan, datasets[name], data, split, kept).items()
     }
-    return Results(plan, folder, split, arms, baselines)
+    splits = {name: _splits(plan, datasets[name], data) for name in used}
+    return Results(plan, folder, split, arms, baselines, splits)
+
+
+def _splits(plan: Plan, dataset: GridDataset, data: Path) -> str:
+    recipe = load_recipe(Path(plan.folder) / dataset.recipe)
+    schemes = dict.fromkeys(split_scheme(data / d.path) for d in recipe.datasets)
+    return "; ".join(schemes)
 
 
 def _belongs(cell: Cell, experiment: Experiment) -> bool:
