@@ -25,7 +25,6 @@ from ._results import Result
 from .errors import InferenceError, UsageError
 
 __all__ = [
-    "CANDIDATES",
     "DIRECTIONS",
     "METHODS",
     "Direction",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ._rank import Direction, Method, Ranking
     from ._retrieval import OnStale
 
-__all__ = ["RankingCalls"]
+__all__ = ["RankingCalls", "ranking_trail"]
 
 
 class RankingCalls:
@@ -71,7 +71,7 @@ class RankingCalls:
         spec = self._engine.tasks.retrieval(task)
         kind: Literal["image", "text"] = "text" if images is None else "image"
         items: Sequence[Any] = (texts if images is None else images) or ()
-        trail = self._ranking_trail(spec.name)
+        trail = ranking_trail(self._audit, self._engine, spec.name)
         if trail is not None:
             on_error = trail.listener(kind, items, on_error)
         listening: dict[str, Any] = {"on_error": on_error, "on_progress": on_progress}
@@ -121,7 +121,7 @@ class RankingCalls:
         start = perf_counter()
         timing = Timing()
         tokens = method != "embedding"
-        trail = self._ranking_trail(spec.name)
+        trail = ranking_trail(self._audit, self._engine, spec.name)
         if not isinstance(texts, Gallery):  # before the images: a bad text is told at once
             told = trail.listener("text", texts, None) if trail else None
             texts = build_gallery(self._engine, spec, "text", texts, tokens=tokens, on_error=told)
@@ -149,9 +149,13 @@ class RankingCalls:
             trail.record(ranking, images, texts)
         return ranking
 
-    def _ranking_trail(self, task: str) -> RankingTrail | None:
-        if self._audit is None:
-            return None
-        from ._audit_ranking import RankingTrail
 
-        return RankingTrail(self._audit, self._engine, task)
+def ranking_trail(
+    log: AuditLog | None, engine: Engine, task: str, purpose: str | None = None
+) -> RankingTrail | None:
+    """The trail of a ranking, as `RankingTrail` describes it; None where nothing is recorded."""
+    if log is None:
+        return None
+    from ._audit_ranking import RankingTrail
+
+    return RankingTrail(log, engine, task, purpose)

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ._defaults import CANDIDATES
 from ._encoded import EncodedImage
 from ._gallery import MAX_GALLERY_BYTES, Gallery, GalleryMaker, Kind
 from ._image import LoadedImage, decode_image, load_image, read_image_file
-from ._rank import CANDIDATES, Direction, Method, Ranking, score_pairs
+from ._rank import Direction, Method, Ranking, score_pairs
 from ._results import Timing
 from ._task import TaskSpec, compose_text
 from .errors import (

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from umd_edge._defaults import CANDIDATES
 from umd_edge._evaluation import MetricValue
 from umd_edge._preprocess import PreprocessSpec
-from umd_edge._rank import CANDIDATES, Method, PairScores, score_pairs
+from umd_edge._rank import Method, PairScores, score_pairs
 from umd_edge._records import Example
 from umd_edge._retrieval_metrics import RetrievalItems, retrieval_items, retrieval_metrics
 from umd_edge._tokenizer import TextTokenizer

@@ -9,9 +9,10 @@ from typing import Any
 
 import click
 
+from .._defaults import CANDIDATES
 from .._gallery import Gallery
 from .._predictor import Predictor
-from .._rank import CANDIDATES, DIRECTIONS, METHODS, Direction, Match, Method, Ranking
+from .._rank import DIRECTIONS, METHODS, Direction, Match, Method, Ranking
 from ..errors import ImageInputError, TextInputError, UmdEdgeError, UsageError
 from ._options import as_json, with_audited_predictor
 from ._output import emit, note, progress, report, table
@@ -89,15 +90,7 @@ def rank(
     failed: dict[int, UmdEdgeError] = {}
     if images or more:
         paths = _expand([*more, *images])
-        with progress("encoding images") as advance:
-            image_gallery = predictor.gallery(
-                images=paths,
-                task=task,
-                cache=gallery,
-                on_stale="rebuild" if rebuild else "error",
-                on_error=failed.__setitem__,
-                on_progress=advance,
-            )
+        image_gallery = _encode(predictor, paths, task, gallery, rebuild, failed)
     elif gallery:
         path = Path(gallery) / "images.npz"
         image_gallery = Gallery.load(path, tokens=method != "embedding")
@@ -125,6 +118,26 @@ def rank(
     else:
         show.print(ranking)
     return min((error.exit_code for error in failed.values()), default=0)
+
+
+def _encode(
+    predictor: Predictor,
+    paths: Sequence[str],
+    task: str | None,
+    cache: str | None,
+    rebuild: bool,
+    failed: dict[int, UmdEdgeError],
+) -> Gallery:
+    """A gallery of the images; those that cannot be used are left out and stand in `failed`."""
+    with progress("encoding images") as advance:
+        return predictor.gallery(
+            images=paths,
+            task=task,
+            cache=cache,
+            on_stale="rebuild" if rebuild else "error",
+            on_error=failed.__setitem__,
+            on_progress=advance,
+        )
 
 
 def _read_texts(file: str | None) -> list[str]:
