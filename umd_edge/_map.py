@@ -11,7 +11,6 @@ from operator import length_hint
 from typing import TYPE_CHECKING, Any
 
 from ._deadline import CancelToken, active_limits, check_timeout, limited
-from ._defaults import WORKERS
 from ._record import dataclass
 from ._results import Answer, Classification, Timing, answers_to_dict
 from .errors import CancelledError, UmdEdgeError, UsageError
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from ._image import ImageInput
     from ._predictor import Predictor
 
-__all__ = ["WORKERS", "Job", "Outcome", "make_job", "map_images"]
+__all__ = ["Job", "Outcome", "make_job", "map_images"]
 
 _AHEAD = 2
 _MOST_WORKERS = 256
@@ -170,20 +169,22 @@ def _run(
     pool = ThreadPoolExecutor(workers, thread_name_prefix="umd-edge-map")
     pending: deque[Future[Outcome]] = deque()
     done = 0
+
+    def first() -> Outcome:
+        nonlocal done
+        outcome = pending.popleft().result()
+        done += 1
+        on_progress(done, total)
+        return outcome
+
     try:
         for index, image in enumerate(images):
             pending.append(pool.submit(work, index, image))
             del image  # not kept while the caller works
             while pending and (len(pending) >= _AHEAD * workers or pending[0].done()):
-                outcome = pending.popleft().result()
-                done += 1
-                on_progress(done, total)
-                yield outcome
+                yield first()
         while pending:
-            outcome = pending.popleft().result()
-            done += 1
-            on_progress(done, total)
-            yield outcome
+            yield first()
     finally:
         stop.cancel()
         pool.shutdown(wait=True, cancel_futures=True)

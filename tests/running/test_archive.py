@@ -108,9 +108,9 @@ def test_an_unknown_task_is_told_before_a_file_is_made(films, tiny_bundle, tmp_p
 
 
 def test_a_slow_image_is_a_row_with_an_error(films, tiny_bundle, tmp_path, monkeypatch):
-    from umd_edge import _predictor
+    from umd_edge import _encoding_calls
 
-    original = _predictor.load_image
+    original = _encoding_calls.load_image
 
     def slow(image, **options):
         if str(image).endswith("3.png"):
@@ -120,7 +120,7 @@ def test_a_slow_image_is_a_row_with_an_error(films, tiny_bundle, tmp_path, monke
         return original(image, **options)
 
     (films / "a" / "cut.png").unlink()
-    monkeypatch.setattr(_predictor, "load_image", slow)
+    monkeypatch.setattr(_encoding_calls, "load_image", slow)
     out = tmp_path / "r.csv"
     done = run(*command(films, tiny_bundle, out, "--timeout", "1"))
     assert done.code == 5

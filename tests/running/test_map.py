@@ -128,16 +128,16 @@ def test_nothing_to_do_is_done(predictor):
 
 
 def test_a_slow_image_has_a_deadline_error_and_the_others_go_on(predictor, monkeypatch):
-    from umd_edge import _predictor
+    from umd_edge import _encoding_calls
 
-    original = _predictor.load_image
+    original = _encoding_calls.load_image
 
     def slow(image, **options):
         if image is IMAGES[1]:
             time.sleep(0.6)
         return original(image, **options)
 
-    monkeypatch.setattr(_predictor, "load_image", slow)
+    monkeypatch.setattr(_encoding_calls, "load_image", slow)
     outcomes = list(predictor.map(IMAGES[:3], task="skin-lesion", timeout_s=0.5))
     assert isinstance(outcomes[1].error, DeadlineExceededError)
     assert outcomes[0].error is None
