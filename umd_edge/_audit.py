@@ -14,7 +14,6 @@ import contextlib
 import hashlib
 import os
 import re
-import secrets
 import threading
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
@@ -23,7 +22,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ._audit_chain import AUDIT_VERSION, FIRST, Link, encode_line, last_link, log_files
-from ._audit_secret import keyed_hash, read_secret
+from ._audit_secret import keyed_hash, make_secret, read_secret
 from ._files import sync_folder, write_whole
 from ._lock import FileLock
 from ._results import Alternative, Answer, Classification
@@ -32,10 +31,9 @@ from .errors import AuditError, AuditWriteError, UsageError
 if TYPE_CHECKING:
     from ._results import Result
 
-__all__ = ["AuditLog", "keyed_hash", "read_secret"]
+__all__ = ["AuditLog"]
 
 MIN_BYTES = 4096
-_SECRET_BYTES = 32
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
 _OPERATOR = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 
@@ -100,8 +98,7 @@ class AuditLog:
             with _telling(self.path):
                 place = Path(secret) if secret else self.path.with_name(self.path.name + ".secret")
                 if not place.exists():
-                    made = secrets.token_hex(_SECRET_BYTES).encode("ascii")
-                    write_whole(place, made + b"\n", private=True)
+                    make_secret(place)
                 self._secret = read_secret(place)
                 self._attach()
         except BaseException:

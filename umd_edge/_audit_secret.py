@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+import secrets
 from pathlib import Path
 from typing import Any
 
+from ._files import write_whole
 from ._json import dump_canonical
 from .errors import AuditError
 
-__all__ = ["keyed_hash", "read_secret"]
+__all__ = ["keyed_hash", "make_secret", "read_secret"]
 
+_SECRET_BYTES = 32
 _SECRET = re.compile(rb"[0-9a-fA-F]{64}")
 
 
@@ -21,6 +24,16 @@ def keyed_hash(secret: bytes, kind: str, value: Any) -> str:
     # Texts that no model reads, as they are no valid Unicode, have a hash too.
     content = dump_canonical({"kind": kind, "value": value}, errors="surrogatepass")
     return hmac.new(secret, content, hashlib.sha256).hexdigest()
+
+
+def make_secret(path: Path) -> None:
+    """Write a new secret that only its owner may read.
+
+    Raises:
+        OSError: The folder is missing or may not be written, or the disk is full.
+    """
+    made = secrets.token_hex(_SECRET_BYTES).encode("ascii")
+    write_whole(path, made + b"\n", private=True)
 
 
 def read_secret(path: Path) -> bytes:
