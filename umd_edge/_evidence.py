@@ -18,7 +18,7 @@ from typing import Any, Union
 from ._image import looks_like_dicom, read_image_file
 from .errors import DicomInputError
 
-__all__ = ["Evidence", "ImageFile", "is_dicom", "read_evidence", "read_image_bytes"]
+__all__ = ["Evidence", "ImageFile", "read_evidence", "read_image_bytes"]
 
 ImageFile = Union[str, "os.PathLike[str]", bytes]
 
@@ -94,11 +94,6 @@ def read_image_bytes(source: ImageFile) -> bytes:
     if isinstance(source, bytes):
         return source
     return read_image_file(Path(source))
-
-
-def is_dicom(data: bytes) -> bool:
-    """Whether the bytes are those of a DICOM file, by their content."""
-    return looks_like_dicom(data)
 
 
 def read_evidence(data: bytes, name: str, *, frames: Sequence[int] = ()) -> Evidence:

@@ -28,8 +28,9 @@ from ._coded import (
     answer_concept,
     finding_concept,
 )
-from ._evidence import Evidence, ImageFile, is_dicom, read_image_bytes
+from ._evidence import Evidence, ImageFile, read_image_bytes
 from ._files import write_whole
+from ._image import looks_like_dicom
 from ._reported import (
     MANUFACTURER,
     NOT_A_DEVICE,
@@ -94,7 +95,7 @@ def fhir_report(
             "name is not, or leave it"
         )
     images = [read_image_bytes(item) for item in as_sources(source)]
-    evidence = read_sources(listed, [data for data in images if is_dicom(data)], frame)
+    evidence = read_sources(listed, [data for data in images if looks_like_dicom(data)], frame)
     return _Writer(listed, evidence, _image_key(images, evidence), subject).bundle()
 
 
