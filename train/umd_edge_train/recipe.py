@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from umd_edge.errors import ManifestError, UsageError
 from .config import from_dict, model_config
 from .distillation_config import DistillationConfig
 from .gm_coord import CoordinationConfig
+from .ranges import ABOVE_ZERO, AT_LEAST_ZERO, BELOW_ONE, UP_TO_ONE, check_ranges
 from .reconstruction_config import ReconstructionConfig
 
 if sys.version_info >= (3, 11):
@@ -23,6 +23,36 @@ else:  # pragma: no cover - exercised on Python 3.10 only
     import tomli as tomllib
 
 __all__ = ["Recipe", "load_recipe", "recipe_from_dict"]
+
+
+_TASK_RANGES = {
+    "loss_weight": AT_LEAST_ZERO,
+    "label_smoothing": BELOW_ONE,
+    "teacher_weight": AT_LEAST_ZERO,
+    "temperature": AT_LEAST_ZERO,
+}
+_OPTIM_RANGES = {
+    "learning_rate": AT_LEAST_ZERO,
+    "stem_rate": AT_LEAST_ZERO,
+    "head_rate": AT_LEAST_ZERO,
+    "fusion_rate": AT_LEAST_ZERO,
+    "weight_decay": AT_LEAST_ZERO,
+    "warmup_fraction": UP_TO_ONE,
+    "gradient_clip": ABOVE_ZERO,
+    "divergence_factor": AT_LEAST_ZERO,
+    "average_decay": BELOW_ONE,
+    "structured_dropout": UP_TO_ONE,
+    "structured_dropout_all": UP_TO_ONE,
+}
+_AUGMENT_RANGES = {
+    "scale": BELOW_ONE,
+    "aspect": AT_LEAST_ZERO,
+    "rotate_degrees": AT_LEAST_ZERO,
+    "brightness": UP_TO_ONE,
+    "contrast": UP_TO_ONE,
+    "colour": UP_TO_ONE,
+    "erase": UP_TO_ONE,
+}
 
 
 def _at_least(path: str, value: int, lowest: int) -> None:
@@ -52,6 +82,7 @@ class DatasetConfig:
     smaller part are among those of a larger one. Validation is never cut."""
 
     def __post_init__(self) -> None:
+        _at_least("datasets.repeat", self.repeat, 1)
         if not 0.0 < self.fraction <= 1.0:
             raise UsageError(
                 f"datasets.fraction: {self.fraction} given for {self.name!r}; above 0 and up to 1 "
@@ -87,12 +118,7 @@ class TaskTraining:
     """`distil`: of this task's soft answers; 0: the run's, `distillation.temperature`."""
 
     def __post_init__(self) -> None:
-        for name in ("teacher_weight", "temperature"):
-            value = float(getattr(self, name))
-            if not (math.isfinite(value) and value >= 0.0):
-                raise UsageError(
-                    f"tasks.{name}: {value} given; a finite number, 0 or more, is allowed"
-                )
+        check_ranges("tasks", self, _TASK_RANGES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +157,7 @@ class OptimConfig:
     warmup_fraction: float = 0.05
     schedule: Literal["cosine", "linear"] = "cosine"
     gradient_clip: float = 1.0
+    """Largest norm of the gradients; 1e9 is as good as none."""
     divergence_factor: float = 20.0
     """A run stops where its smoothed loss is more than this many times the first step's, which
     counts as 1 at least; 0: never."""
@@ -154,11 +181,7 @@ class OptimConfig:
         _at_least("optim.images_per_batch", self.images_per_batch, 2)  # batch normalisation
         _at_least("optim.texts_per_image", self.texts_per_image, 1)
         _at_least("optim.accumulation", self.accumulation, 1)
-        if not (math.isfinite(self.divergence_factor) and self.divergence_factor >= 0.0):
-            raise UsageError(
-                f"optim.divergence_factor: {self.divergence_factor} given; a finite number, 0 or "
-                "more, is allowed"
-            )
+        check_ranges("optim", self, _OPTIM_RANGES)
         for name, value in (
             ("algorithm", "muon"),
             ("precision", "float16"),
@@ -193,6 +216,9 @@ class AugmentConfig:
     colour: float = 0.05
     erase: float = 0.0
     """Chance that a random rectangle is blanked."""
+
+    def __post_init__(self) -> None:
+        check_ranges("augment", self, _AUGMENT_RANGES)
 
     @property
     def is_off(self) -> bool:
