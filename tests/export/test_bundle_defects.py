@@ -87,6 +87,22 @@ def test_a_weight_that_a_high_bit_made_large_is_refused(checkpoint_dir, factor):
         check_weights(checkpoint)
 
 
+@pytest.mark.parametrize("times", [4.0, 40.0])
+def test_a_single_weight_that_stands_out_is_refused(checkpoint_dir, times):
+    checkpoint = load_checkpoint(checkpoint_dir)
+    with torch.no_grad():
+        weight = checkpoint.model.vision_encoder.stem.layers[1].convolution.weight
+        weight.mul_(1.0 / weight.abs().max())
+        weight.view(-1)[3] = -times
+        if times < 16:  # others do as much in trained models
+            check_weights(checkpoint)
+            return
+        with pytest.raises(ExportError, match="magnitude 40"):
+            check_weights(checkpoint)
+        weight.view(-1)[4] = 30.0  # not alone: the tensor is like that
+        check_weights(checkpoint)
+
+
 @pytest.mark.parametrize("bit", range(8))
 def test_with_hashes_every_flipped_bit_is_refused(copied, bit):
     _write_sums(copied)
