@@ -33,7 +33,15 @@ from ._session import GraphSession
 from ._task import compose_text, output_name
 from .errors import UsageError
 
-__all__ = ["BenchReport", "Overhead", "Quantiles", "SdkAndBare", "generated_png", "run_bench"]
+__all__ = [
+    "BenchReport",
+    "Overhead",
+    "Quantiles",
+    "SdkAndBare",
+    "generated_png",
+    "peak_memory",
+    "run_bench",
+]
 
 QUESTION = "which organ is shown in this image?"
 _NEW_QUESTION = "which {} or {} is shown near the {} {}?"

@@ -24,7 +24,7 @@ from typing import Any
 from ._onnxruntime import load_onnxruntime
 from .errors import CancelledError, DeadlineExceededError, UsageError
 
-__all__ = ["CancelToken", "Limits", "active_limits", "check_limits", "limited"]
+__all__ = ["CancelToken", "Limits", "active_limits", "check_limits", "check_timeout", "limited"]
 
 
 class CancelToken:

@@ -20,7 +20,15 @@ from ._predictor import Predictor
 from ._results import Answer, Classification, Timing, answers_to_dict
 from .errors import InputError, MissingDependencyError, UmdEdgeError, UsageError
 
-__all__ = ["QUESTIONS", "DemoItem", "DemoSource", "look_at", "packaged_images", "write_output"]
+__all__ = [
+    "HEADER_BESIDE",
+    "QUESTIONS",
+    "DemoItem",
+    "DemoSource",
+    "look_at",
+    "packaged_images",
+    "write_output",
+]
 
 QUESTIONS = {
     "modality": "what imaging modality was used to take this image?",

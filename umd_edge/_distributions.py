@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .errors import MissingDependencyError
 
-__all__ = ["Distribution", "InstalledFile", "closure", "installed_extras"]
+__all__ = ["RUNTIME_EXTRAS", "Distribution", "InstalledFile", "closure", "installed_extras"]
 
 RUNTIME_EXTRAS = ("dicom", "video", "sr", "sign", "parquet", "sbom", "serve", "tensorrt")
 """Extras that the runtime loads; those for training and export are no part of it."""

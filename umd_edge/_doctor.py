@@ -18,7 +18,7 @@ from ._session import available_providers, needs_u8u8
 from ._tensorrt_probe import is_installed, probe
 from .errors import MissingDependencyError, UmdEdgeError
 
-__all__ = ["Check", "examine"]
+__all__ = ["Check", "describe", "examine"]
 
 _RUNTIME = ("numpy", "onnxruntime", "tokenizers", "pillow", "click")
 _EXTRAS = {

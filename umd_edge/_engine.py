@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ._encoded import EncodedImage
     from ._image import DicomFacts
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "TextFeatures"]
 
 Float32Array = npt.NDArray[np.float32]
 TextFeatures = tuple[Float32Array, npt.NDArray[np.int64]]

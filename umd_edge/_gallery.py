@@ -24,7 +24,7 @@ from ._json import load_strict
 from ._results import Timing
 from .errors import GalleryError, UsageError
 
-__all__ = ["Gallery", "GalleryMaker"]
+__all__ = ["MAX_GALLERY_BYTES", "Gallery", "GalleryMaker", "Kind"]
 
 Kind = Literal["image", "text"]
 Float32Array: TypeAlias = npt.NDArray[np.float32]

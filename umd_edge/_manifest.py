@@ -34,6 +34,10 @@ from .errors import BundleVersionError, ManifestError
 
 __all__ = [
     "FORMAT_VERSION",
+    "MAX_FILES",
+    "MAX_FILE_BYTES",
+    "MAX_MANIFEST_BYTES",
+    "PARTS",
     "FileEntry",
     "IntendedUse",
     "Manifest",

@@ -7,7 +7,7 @@ import os
 from ._record import dataclass
 from .errors import ProviderUnavailableError, UsageError
 
-__all__ = ["SessionOptions"]
+__all__ = ["PROVIDERS", "SessionOptions"]
 
 PROVIDERS = ("cpu", "cuda", "tensorrt", "openvino")
 

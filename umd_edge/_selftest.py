@@ -26,6 +26,7 @@ __all__ = [
     "VerificationReport",
     "compute_golden_outputs",
     "read_golden",
+    "run_self_test",
     "write_golden",
 ]
 

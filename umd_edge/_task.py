@@ -20,7 +20,7 @@ from ._trust_curves import OperatingCurve
 from ._trust_sets import ConformalSpec
 from .errors import ManifestError
 
-__all__ = ["TargetSpec", "TaskSpec", "compose_text", "output_name"]
+__all__ = ["Kind", "OnUnmapped", "TargetSpec", "TaskSpec", "compose_text", "output_name"]
 
 Absent = Literal["negative", "unknown", "error"]
 OnUnmapped = Literal["error", "drop"]

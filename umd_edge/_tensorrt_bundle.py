@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ._bundle import Bundle
-from ._manifest import Manifest
+from ._manifest import PARTS, Manifest
 from ._tensorrt_builder import Profile
 from ._tensorrt_cache import EngineCache, EngineKey
 from ._tensorrt_job import build_in_child
@@ -17,9 +17,15 @@ from ._tensorrt_probe import Device, TensorrtFacts, require_device, require_libr
 from ._tensorrt_progress import BuildStatus
 from .errors import UsageError
 
-__all__ = ["EngineFile", "build_engines", "engine_cache", "engine_key", "tensorrt_variant"]
+__all__ = [
+    "EngineFile",
+    "build_engines",
+    "default_profile",
+    "engine_cache",
+    "engine_key",
+    "tensorrt_variant",
+]
 
-PARTS = ("vision", "text", "fusion")
 _MADE_FOR_IT = ("int8-trt", "fp32")
 
 OnPart = Callable[[str, BuildStatus], None]

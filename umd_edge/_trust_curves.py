@@ -13,7 +13,7 @@ from ._fields import fail, integer, list_, object_
 from ._record import dataclass
 from .errors import UsageError
 
-__all__ = ["OperatingCurve", "OperatingPoint", "check_share"]
+__all__ = ["OperatingCurve", "OperatingPoint", "check_share", "shares"]
 
 MAX_POINTS = 200
 _COUNTS = 10**9

@@ -20,7 +20,7 @@ from ._fields import fail, free_object, integer, list_, object_
 from ._record import dataclass
 from ._trust_curves import shares
 
-__all__ = ["ConformalSpec", "ConformalThresholds", "PredictionSet", "State"]
+__all__ = ["STATES", "ConformalSpec", "ConformalThresholds", "PredictionSet", "State"]
 
 State = Literal["present", "absent"]
 Method = Literal["lac", "lac_by_class"]
