@@ -11,7 +11,7 @@ from umd_edge._manifest import IntendedUse
 from umd_edge._task import TaskSpec
 from umd_edge.errors import DataError
 
-__all__ = ["intended_use", "model_card", "read_metrics", "with_trust_section"]
+__all__ = ["Metrics", "intended_use", "model_card", "read_metrics", "with_trust_section"]
 
 Metrics = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """Task -> metric -> {value, low, high, n}."""

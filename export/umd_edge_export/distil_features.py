@@ -24,7 +24,15 @@ from umd_edge_train.models import UMDModel
 
 from .distil_losses import pooled_loss, relation_loss, resize_grid, token_loss
 
-__all__ = ["Encoded", "FeatureHeads", "FeatureTeacher", "recorded_relations"]
+__all__ = [
+    "Encoded",
+    "FeatureHeads",
+    "FeatureTeacher",
+    "patch_grid",
+    "recorded_relations",
+    "student_features",
+    "weights_digest",
+]
 
 # What `transformers` and we call the projections of a self-attention.
 _PROJECTIONS = (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"))

@@ -18,7 +18,14 @@ from umd_edge._appearance import APPEARANCE
 from umd_edge._ood import OodModel
 from umd_edge._ood_spec import OodPart, OodSpec
 
-__all__ = ["QUANTILE", "ImageStatistics", "build_model", "fit_model", "quantile_above"]
+__all__ = [
+    "QUANTILE",
+    "Float32Array",
+    "ImageStatistics",
+    "build_model",
+    "fit_model",
+    "quantile_above",
+]
 
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]

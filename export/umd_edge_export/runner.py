@@ -13,7 +13,7 @@ from umd_edge._session import GraphSession, GraphSpec
 
 from .graphs import PARTS, GraphIO
 
-__all__ = ["GraphTrio"]
+__all__ = ["GraphTrio", "largest_difference"]
 
 Array = npt.NDArray[Any]
 

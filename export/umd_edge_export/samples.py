@@ -23,7 +23,7 @@ from umd_edge._tokenizer import TextTokenizer
 from umd_edge.errors import DataError, InputError
 from umd_edge_train.checkpoint import Checkpoint
 
-__all__ = ["Chosen", "Sample", "SampleSource", "choose_samples", "read_free_records"]
+__all__ = ["Chosen", "Sample", "SampleSource", "choose_samples", "read_free_records", "stack"]
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]

@@ -27,7 +27,7 @@ from umd_edge.errors import UsageError
 
 from .places import check_place, full_disk_told
 
-__all__ = ["TritonOptions", "write_triton"]
+__all__ = ["TritonOptions", "saturates_without_vnni", "write_triton"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,60}")
 _TYPES = {

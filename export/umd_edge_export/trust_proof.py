@@ -24,7 +24,7 @@ from .trust_decisions import conformal_spec, record_risks
 from .trust_records import TaskRecords
 from .trust_scaling import cross_fit, fit_scaling, losses, right_answers
 
-__all__ = ["Proof", "prove_task"]
+__all__ = ["NOMINAL", "Proof", "prove_task"]
 
 Float64Array = npt.NDArray[np.float64]
 

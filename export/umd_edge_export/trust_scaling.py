@@ -26,7 +26,15 @@ from umd_edge._task import TaskSpec
 from .trust_minimise import minimise
 from .trust_records import TaskRecords, split_groups
 
-__all__ = ["ScalingKind", "Selection", "cross_fit", "fit_scaling", "losses", "select_scaling"]
+__all__ = [
+    "ScalingKind",
+    "Selection",
+    "cross_fit",
+    "fit_scaling",
+    "losses",
+    "right_answers",
+    "select_scaling",
+]
 
 Float64Array = npt.NDArray[np.float64]
 ScalingKind = Literal["identity", "temperature", "vector", "answers"]
