@@ -26,19 +26,19 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from umd_edge._insides import ATTENTION, CELLS
+from umd_edge._manifest import PARTS
 from umd_edge_train.checkpoint import Checkpoint
 from umd_edge_train.models import UMDModel
-from umd_edge_train.models.model import _unit
+from umd_edge_train.models.model import unit_vectors
 
 from .equalise import equalise_stem
 from .errors import ExportError
 from .rewrite import Seen, prepare_model, stable_mean, watch_attention
 
-__all__ = ["OPSET", "PARTS", "GraphIO", "export_graphs", "graph_io"]
+__all__ = ["OPSET", "PARTS", "GraphIO", "export_graphs", "graph_io", "strip_model"]
 
 OPSET = 20
 """23 emits `Attention`, which TensorRT before 10.14 lacks; 18 lacks 16-bit float scales."""
-PARTS = ("vision", "text", "fusion")
 
 Axes = dict[str, dict[int, str]]
 
@@ -88,7 +88,7 @@ class _VisionGraph(nn.Module):
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # As `UMDModel.encode_image`, with the mean in a fixed order.
         tokens = self.model.vision_encoder(pixel_values)
-        embedding = _unit(self.model.image_embedding(stable_mean(tokens, None)))
+        embedding = unit_vectors(self.model.image_embedding(stable_mean(tokens, None)))
         return tokens, embedding, self._cells.tensor
 
 

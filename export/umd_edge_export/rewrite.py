@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from umd_edge_train.models import UMDModel
-from umd_edge_train.models.fusion import _Attention
+from umd_edge_train.models.fusion import Attention
 from umd_edge_train.models.heads import Pooler
 
 from .errors import ExportError
@@ -67,7 +67,7 @@ class _StablePooler(nn.Module):
 class _PlainAttention(nn.Module):
     """The fusion's attention without `scaled_dot_product_attention`."""
 
-    def __init__(self, attention: _Attention) -> None:
+    def __init__(self, attention: Attention) -> None:
         super().__init__()
         self.num_heads = attention.num_heads
         self.query, self.key = attention.query, attention.key
@@ -122,7 +122,7 @@ def _replace(model: nn.Module) -> None:
         for name, child in list(module.named_children()):
             if isinstance(child, Pooler):
                 setattr(module, name, _StablePooler(child))
-            elif isinstance(child, _Attention):
+            elif isinstance(child, Attention):
                 setattr(module, name, _PlainAttention(child))
 
 

@@ -17,10 +17,10 @@ from umd_edge._structured import StructuredField
 
 from ..config import FusionConfig
 
-__all__ = ["CoAttention", "CrossModalLayer", "StructuredEmbedding"]
+__all__ = ["Attention", "CoAttention", "CrossModalLayer", "StructuredEmbedding"]
 
 
-class _Attention(nn.Module):
+class Attention(nn.Module):
     """Multi-head attention, residual and post-normalised."""
 
     def __init__(self, width: int, num_heads: int, dropout: float) -> None:
@@ -58,8 +58,8 @@ class CrossModalLayer(nn.Module):
     def __init__(self, config: FusionConfig, dropout: float) -> None:
         super().__init__()
         width = config.hidden_size
-        self.self_attention = _Attention(width, config.num_heads, dropout)
-        self.cross_attention = _Attention(width, config.num_heads, dropout)
+        self.self_attention = Attention(width, config.num_heads, dropout)
+        self.cross_attention = Attention(width, config.num_heads, dropout)
         self.intermediate = nn.Linear(width, config.intermediate_size)
         self.output = nn.Linear(config.intermediate_size, width)
         self.dropout = nn.Dropout(dropout)

@@ -26,10 +26,11 @@ from .heads import Pooler, TaskHead
 from .text_encoder import TextEncoder
 from .vision_encoder import VisionEncoder
 
-__all__ = ["UMDModel"]
+__all__ = ["UMDModel", "unit_vectors"]
 
 
-def _unit(x: Tensor) -> Tensor:
+def unit_vectors(x: Tensor) -> Tensor:
+    """Vectors (..., D) at length 1, of any float type."""
     # eps as large as float16 can hold, so that the exported graph survives that precision
     unit: Tensor = x / x.norm(dim=-1, keepdim=True).clamp(min=1e-4)
     return unit
@@ -115,12 +116,12 @@ class UMDModel(nn.Module):
         With `keep` (B, K) int64 only these patches take part; see `VisionEncoder.forward`.
         """
         tokens = self.vision_encoder(pixel_values, keep)
-        return tokens, _unit(self.image_embedding(tokens.mean(dim=1)))
+        return tokens, unit_vectors(self.image_embedding(tokens.mean(dim=1)))
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """(B, L) ids and mask -> text_tokens (B, L, Dt) and unit text_embedding (B, E)."""
         tokens = self.text_encoder(input_ids, attention_mask)
-        return tokens, _unit(self.text_embedding(tokens[:, 0]))
+        return tokens, unit_vectors(self.text_embedding(tokens[:, 0]))
 
     def fusion_states(
         self, image_tokens: Tensor, text_tokens: Tensor, attention_mask: Tensor
