@@ -104,6 +104,18 @@ def test_a_picture_is_shown_without_a_text_only_where_it_has_none(synth: Path, t
     assert metrics["itm_accuracy"]["n"] == metrics["mlm_loss"]["n"]
 
 
+def test_an_epoch_of_texts_counts_those_that_are_shown(synth: Path, tmp_path: Path):
+    path = write_recipe(tmp_path, "questions")
+    path.write_text(path.read_text(encoding="utf-8") + PICTURES, encoding="utf-8")
+    recipe = load_recipe(path, (*QUIET, "optim.epoch=texts", "optim.epochs=2"))
+    run = PreTraining(recipe, synth, tmp_path / "run", None, itm=True)
+    texts = sum(len(found.examples) for found in run.corpus.train[0])  # and none of the prompts
+    assert run.per_epoch == texts // 8 + (texts % 8 > 1)
+    shown = []
+    run.execute(on_step=shown.append)
+    assert shown == list(range(1, 2 * run.per_epoch + 1))
+
+
 def test_pictures_alone_have_no_words_to_predict_or_match(synth: Path, tmp_path: Path):
     path = write_recipe(tmp_path)
     path.write_text(path.read_text(encoding="utf-8") + PICTURES, encoding="utf-8")

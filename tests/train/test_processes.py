@@ -15,6 +15,7 @@ import torch
 from support.training import write_recipe
 from umd_edge_train.checkpoint import load_weights
 from umd_edge_train.finetuning import finetune
+from umd_edge_train.pretraining import pretrain
 from umd_edge_train.recipe import load_recipe
 
 # Batch normalisation sees its own part alone, so the stem is a plain one here; no random changes.
@@ -31,10 +32,12 @@ _RUN = """
 import sys
 from pathlib import Path
 from umd_edge_train.finetuning import finetune
+from umd_edge_train.pretraining import pretrain
 from umd_edge_train.recipe import load_recipe
 
-recipe, data, out, *settings = sys.argv[1:]
-finetune(load_recipe(recipe, tuple(settings)), Path(data), Path(out))
+kind, recipe, data, out, *settings = sys.argv[1:]
+run = {"finetune": finetune, "pretrain": pretrain}[kind]
+run(load_recipe(recipe, tuple(settings)), Path(data), Path(out))
 """
 
 
@@ -87,12 +90,13 @@ def test_another_batch_size_does_not(whole: Path, synth: Path, tmp_path: Path):
     assert len(_losses(other)) != len(_losses(whole))
 
 
-def test_two_processes_equal_one(whole: Path, synth: Path, tmp_path: Path):
+def _run_as_two(kind: str, folder: Path, synth: Path, *settings: str) -> Path:
+    """The same as `_run`, in two processes that talk over gloo."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    recipe, out = write_recipe(tmp_path, "questions"), tmp_path / "run"
-    command = [sys.executable, "-c", _RUN, str(recipe), str(synth), str(out), *EXACT]
+    recipe, out = write_recipe(folder, "questions"), folder / "run"
+    command = [sys.executable, "-c", _RUN, kind, recipe, synth, out, *EXACT, *settings]
     processes = []
     for rank in range(2):
         environment = {
@@ -109,12 +113,43 @@ def test_two_processes_equal_one(whole: Path, synth: Path, tmp_path: Path):
         }
         processes.append(
             subprocess.Popen(
-                command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+                list(map(str, command)),
+                env=environment,
+                stderr=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
             )
         )
     errors = [process.communicate(timeout=300)[1].decode() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors
+    return out
+
+
+def test_two_processes_equal_one(whole: Path, synth: Path, tmp_path: Path):
+    out = _run_as_two("finetune", tmp_path, synth)
     assert len(_losses(out)) == len(_losses(whole))
     a, b = load_weights(out / "final"), load_weights(whole / "final")
     for name in a:
         assert torch.allclose(a[name], b[name], atol=2e-3), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("pretrain", ("reconstruction.feature_mim=decoder",)),
+        ("pretrain", ("reconstruction.teacher_update=micro_batch",)),
+        ("finetune", ("coordination.application=released",)),
+        ("finetune", ("coordination.application=post_update",)),
+    ],
+)
+def test_two_processes_draw_what_two_micro_batches_draw(
+    synth: Path, tmp_path: Path, kind: str, settings: tuple[str, ...]
+):
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    recipe = load_recipe(
+        write_recipe(one, "questions"), (*EXACT, *settings, "optim.accumulation=2")
+    )
+    {"finetune": finetune, "pretrain": pretrain}[kind](recipe, synth, one / "run")
+    _assert_equal(one / "run", _run_as_two(kind, two, synth, *settings))

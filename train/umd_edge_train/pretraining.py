@@ -85,7 +85,10 @@ class PreTraining(Run):
         super().__init__(
             replace(recipe, optim=replace(recipe.optim, texts_per_image=1)), data, out, init
         )
-        self.pictures = [self._with_its_texts(picture) for picture in self.pictures]
+
+    def training_pictures(self) -> list[Picture]:
+        """Those of the corpus, each with its texts where it has any."""
+        return [self._with_its_texts(picture) for picture in super().training_pictures()]
 
     def _with_its_texts(self, picture: Picture) -> Picture:
         """A picture that has texts is never shown without."""

@@ -33,7 +33,7 @@ from umd_edge._preprocess import PreprocessSpec
 from umd_edge._tokenizer import TextTokenizer
 from umd_edge.errors import DataError, UsageError
 
-from .batches import Batch, epoch_batches, pictures_of, steps_per_epoch
+from .batches import Batch, Picture, epoch_batches, pictures_of, steps_per_epoch
 from .checkpoint import Checkpoint, commit, load_checkpoint, write_json
 from .config import model_config
 from .corpus import Corpus, load_corpus
@@ -130,7 +130,7 @@ class Run(ABC):
             head_rate=self.optim.head_rate,
             fusion_rate=self.optim.fusion_rate,
         )
-        self.pictures = pictures_of(recipe, self.corpus)
+        self.pictures = self.training_pictures()
         self.parts = self.accelerator.num_processes * self.optim.accumulation
         self.per_epoch = steps_per_epoch(self.pictures, self.optim, self.parts)
         self.total = self.per_epoch * self.optim.epochs
@@ -168,6 +168,10 @@ class Run(ABC):
     @abstractmethod
     def validate(self) -> dict[str, Any]:
         """Validation metrics, by task and metric name."""
+
+    def training_pictures(self) -> list[Picture]:
+        """The pictures of the corpus with what is asked of each."""
+        return pictures_of(self.recipe, self.corpus)
 
     def extra_tensors(self) -> dict[str, Tensor]:
         """What a resumable checkpoint holds beside model, average and optimiser."""
