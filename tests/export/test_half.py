@@ -89,6 +89,34 @@ def test_inputs_and_outputs_stay_and_weights_become_halves(quantised: bool) -> N
     assert not np.array_equal(_run(half, x), _run(model, x))
 
 
+def _softmax() -> onnx.ModelProto:
+    info = helper.make_tensor_value_info
+    scale = numpy_helper.from_array(np.float32([0.125]), "scale")
+    nodes = [
+        helper.make_node("Mul", ["x", "scale"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["weights"], axis=-1),
+        helper.make_node("Mul", ["weights", "scale"], ["y"]),
+    ]
+    ends = [[info(name, TensorProto.FLOAT, ["b", "n"])] for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "g", ends[0], ends[1], [scale])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+@pytest.mark.parametrize("length", [7, 15])
+@pytest.mark.parametrize("padding", [1, 8, 17])
+def test_padding_changes_no_bit_of_a_softmax(length: int, padding: int) -> None:
+    session = onnxruntime.InferenceSession(
+        to_half(_softmax()).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    x = np.random.default_rng(length).normal(0, 20, (4096, length)).astype(np.float32)
+    padded = np.pad(x, ((0, 0), (0, padding)), constant_values=-60000.0)
+    wanted = session.run(["y"], {"x": x})[0]
+    given = session.run(["y"], {"x": padded})[0]
+    assert np.array_equal(given[:, :length], wanted)
+    assert not given[:, length:].any()
+    assert len(np.unique(wanted)) > 1000  # negative control: there is something to compare
+
+
 def test_a_weight_that_a_half_cannot_hold_is_refused() -> None:
     weight = RNG.normal(size=(6, 8))
     weight[2, 3] = 7e4

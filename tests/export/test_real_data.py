@@ -16,6 +16,8 @@ from umd_edge_export.compare import compare
 pytestmark = pytest.mark.slow
 
 SETS = ("vqamed19", "vqarad", "nihcxr", "busi", "padufes")
+VARIANTS = ("fp32", "cpu", "tensorrt")
+NAMES = ("fp32", "int8", "int8-trt")
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +28,14 @@ def real_bundle(shared_data, tmp_path_factory):
     if not (folder / "config.json").is_file():
         lacking("checkpoint", f"no checkpoint at {folder}; set UMD_EDGE_CHECKPOINT")
     data = [shared_data / name / "train.jsonl" for name in SETS]
-    return build_bundle(folder, data, tmp_path_factory.mktemp("real") / "real.umd")
+    out = tmp_path_factory.mktemp("real") / "real.umd"
+    return build_bundle(folder, data, out, variants=VARIANTS)
 
 
 def test_gates_hold_on_real_records(real_bundle):
     report = json.loads(real_bundle.read("report.json"))
     assert report["parity"]["max_difference"] <= 1e-4
-    assert all(report["invariance"][name]["bit_identical"] for name in ("fp32", "int8"))
+    assert all(report["invariance"][name]["bit_identical"] for name in NAMES)
     assert sum(report["sizes"]["int8"].values()) < 15e6
 
 
