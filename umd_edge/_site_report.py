@@ -19,7 +19,6 @@ import numpy.typing as npt
 from ._answers import normalise_answer
 from ._evaluate import EvaluatedRecords, Evaluation
 from ._evaluation import MetricValue
-from ._postprocess import confidence, positives
 from ._records import VQAReference
 from ._site_report_figures import (
     CalibrationBin,
@@ -34,6 +33,7 @@ from ._site_report_figures import (
     wilson,
 )
 from ._site_report_groups import TOLD_PATIENTS, Subgroup, check_fields, subgroups
+from ._site_report_outcomes import Outcomes, outcomes
 from ._site_report_rules import AcceptanceRule, Verdict, judge
 from ._task import TaskSpec
 from .errors import UsageError
@@ -155,21 +155,18 @@ def site_report(
     if unknown:
         raise UsageError(f"no record has a value of {unknown} to group by; see how it is written")
     groups = [example.group for example in evaluated.examples]
-    truth, known = _truth(evaluated)
-    said = _said(task, evaluated.probabilities)
-    certain = confidence(evaluated.probabilities, task)
-    record_risk = _record_risk(task, said, truth, known)
-    usable = np.flatnonzero(known.any(axis=1))
-    risk = risk_coverage(certain[usable], record_risk[usable], [groups[row] for row in usable])
-    sets = set_coverage(task, evaluated.logits[usable], truth[usable], known[usable])
-    statuses = {name: evaluated.statuses.count(name) for name in _STATUSES}
-    own = _own_metrics(evaluated, risk, sets)
-    metrics = {**evaluation.metrics, **own}
+    found = outcomes(evaluated)
+    usable = np.flatnonzero(found.known.any(axis=1))
+    risk = risk_coverage(
+        found.confidence[usable], found.risk[usable], [groups[row] for row in usable]
+    )
+    sets = set_coverage(task, evaluated.logits[usable], found.truth[usable], found.known[usable])
+    metrics = {**evaluation.metrics, **_own_metrics(evaluated, risk, sets)}
     groups_found = subgroups(
         task, evaluated.examples, evaluated.records, evaluated.probabilities, fields
     )
     classified = task.kind == "classification"
-    decided = decisions(task.outputs, said, truth, known) if classified else []
+    decided = decisions(task.outputs, found.said, found.truth, found.known) if classified else []
     return SiteReport(
         evaluation=evaluation,
         task=task,
@@ -177,18 +174,18 @@ def site_report(
         data_name=Path(data).name,
         data_sha256=hashlib.sha256(Path(data).read_bytes()).hexdigest(),
         patients=len(set(groups)),
-        statuses=statuses,
-        right={name: _right(evaluated.statuses, record_risk, name) for name in _STATUSES},
+        statuses={name: evaluated.statuses.count(name) for name in _STATUSES},
+        right={name: found.right_share(evaluated.statuses, name) for name in _STATUSES},
         metrics=metrics,
         verdicts=judge(rules, {**metrics, **_group_metrics(groups_found)}),
-        calibration=_calibration(task, evaluated.probabilities, said, truth, known),
+        calibration=_calibration(task, evaluated.probabilities, found),
         risk=risk,
         sets=sets,
-        confusion=_confusion(evaluated, said, truth, known),
+        confusion=_confusion(evaluated, found),
         decisions=decided,
-        rocs=_rocs(evaluated, decided, truth, known, evaluation.metrics),
+        rocs=_rocs(evaluated, decided, found, evaluation.metrics),
         groups=groups_found,
-        wrong=_wrong(evaluated, said, truth, certain, record_risk) if with_ids else None,
+        wrong=_wrong(evaluated, found) if with_ids else None,
     )
 
 
@@ -202,49 +199,13 @@ def _group_metrics(groups: Sequence[Subgroup]) -> dict[str, MetricValue]:
     }
 
 
-def _truth(evaluated: EvaluatedRecords) -> tuple[BoolArray, BoolArray]:
-    """Which outputs are right and of which that is known, both (N, K) bool."""
-    task = evaluated.task
-    if task.kind == "vqa":
-        rows: dict[str, list[int]] = {}
-        for row, output in enumerate(task.outputs):
-            rows.setdefault(normalise_answer(output), []).append(row)
-        truth = np.zeros(evaluated.probabilities.shape, dtype=np.bool_)
-        for index, example in enumerate(evaluated.examples):
-            for answer in (example.reference or VQAReference(())).answers:
-                truth[index, rows.get(normalise_answer(answer), [])] = True
-        return truth, np.ones_like(truth)
-    targets = np.stack([e.target for e in evaluated.examples if e.target is not None])
-    known = np.isfinite(targets)
-    if not task.multi_label:
-        known = np.repeat((targets == 1).any(axis=1)[:, None], targets.shape[1], axis=1)
-    return known & (targets == 1), known
-
-
-def _said(task: TaskSpec, probabilities: FloatArray) -> BoolArray:
-    return np.stack([positives(row, task) for row in probabilities])
-
-
-def _record_risk(task: TaskSpec, said: BoolArray, truth: BoolArray, known: BoolArray) -> FloatArray:
-    """(N,) 0 or 1; of a multi-label task the share of the known labels decided wrongly."""
-    if not task.multi_label:
-        return np.where((said & truth).any(axis=1), 0.0, 1.0)
-    wrong = ((said != truth) & known).sum(axis=1)
-    return np.asarray(wrong / np.maximum(known.sum(axis=1), 1), dtype=np.float64)
-
-
-def _right(statuses: Sequence[str], risk: FloatArray, status: str) -> float | None:
-    here = np.asarray([item == status for item in statuses], dtype=np.bool_)
-    return float(1.0 - risk[here].mean()) if here.any() else None
-
-
 def _calibration(
-    task: TaskSpec, probabilities: FloatArray, said: BoolArray, truth: BoolArray, known: BoolArray
+    task: TaskSpec, probabilities: FloatArray, found: Outcomes
 ) -> list[CalibrationBin]:
     if task.multi_label:
-        return reliability(probabilities[known], truth[known])
-    usable = np.flatnonzero(known.any(axis=1))
-    right = np.asarray((said & truth).any(axis=1))
+        return reliability(probabilities[found.known], found.truth[found.known])
+    usable = np.flatnonzero(found.known.any(axis=1))
+    right = np.asarray((found.said & found.truth).any(axis=1))
     return reliability(probabilities[usable].max(axis=1), right[usable])
 
 
@@ -272,16 +233,14 @@ def _own_metrics(
     return found
 
 
-def _confusion(
-    evaluated: EvaluatedRecords, said: BoolArray, truth: BoolArray, known: BoolArray
-) -> Confusion | None:
+def _confusion(evaluated: EvaluatedRecords, found: Outcomes) -> Confusion | None:
     task = evaluated.task
     if task.multi_label:
         return None
     if task.kind == "vqa":
-        return _closed_confusion(evaluated, said)
-    usable = known.any(axis=1)
-    called, right = said[usable].argmax(axis=1), truth[usable].argmax(axis=1)
+        return _closed_confusion(evaluated, found.said)
+    usable = found.known.any(axis=1)
+    called, right = found.said[usable].argmax(axis=1), found.truth[usable].argmax(axis=1)
     size = len(task.outputs)
     counts = np.bincount(right * size + called, minlength=size * size).reshape(size, size)
     rows = tuple(tuple(int(v) for v in row) for row in counts)
@@ -308,43 +267,37 @@ def _closed_confusion(evaluated: EvaluatedRecords, said: BoolArray) -> Confusion
 def _rocs(
     evaluated: EvaluatedRecords,
     decided: Sequence[Decisions],
-    truth: BoolArray,
-    known: BoolArray,
+    found: Outcomes,
     metrics: Mapping[str, MetricValue],
 ) -> list[Roc]:
-    found = []
+    rocs = []
     for column, item in enumerate(decided):
-        here = known[:, column]
-        curve = roc_curve(evaluated.probabilities[here, column], truth[here, column])
+        here = found.known[:, column]
+        curve = roc_curve(evaluated.probabilities[here, column], found.truth[here, column])
         if curve is not None:
-            found.append(Roc(item, curve, metrics.get(f"auroc_{item.label}")))
-    return found
+            rocs.append(Roc(item, curve, metrics.get(f"auroc_{item.label}")))
+    return rocs
 
 
-def _wrong(
-    evaluated: EvaluatedRecords,
-    said: BoolArray,
-    truth: BoolArray,
-    certain: FloatArray,
-    risk: FloatArray,
-) -> list[WrongRecord]:
+def _wrong(evaluated: EvaluatedRecords, found: Outcomes) -> list[WrongRecord]:
     """Those that were not right, the most confident first."""
-    rows = [row for row in np.argsort(-certain, kind="stable") if risk[row] > 0]
-    found = []
+    order = np.argsort(-found.confidence, kind="stable")
+    rows = [row for row in order if found.risk[row] > 0]
+    wrong = []
     for row in rows[:_MOST_WRONG]:
         example = evaluated.examples[row]
         reference = example.reference
-        right = reference.answers if reference else _names(evaluated.task, truth[row])
-        found.append(
+        right = reference.answers if reference else _names(evaluated.task, found.truth[row])
+        wrong.append(
             WrongRecord(
                 example.id,
                 ", ".join(right) or "none",
-                ", ".join(_names(evaluated.task, said[row])) or "none",
-                float(certain[row]),
+                ", ".join(_names(evaluated.task, found.said[row])) or "none",
+                float(found.confidence[row]),
                 evaluated.statuses[row],
             )
         )
-    return found
+    return wrong
 
 
 def _names(task: TaskSpec, chosen: BoolArray) -> tuple[str, ...]:
