@@ -115,6 +115,24 @@ def test_a_run_that_diverges_is_one_line(synth: Path, tmp_path: Path):
     _fails(1, "is nan at", "finetune", "--recipe", recipe, "--data", synth, *out, *settings)
 
 
+def test_an_interrupted_run_says_how_to_go_on(
+    synth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def interrupted(*given: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("umd_edge_train.run.Run.train_step", interrupted)
+    recipe, out = write_recipe(tmp_path, "shapes"), tmp_path / "run"
+    done = _run("finetune", "--recipe", recipe, "--data", synth, "--out", out)
+    assert done.exit_code not in (0, 2, 3, 4)
+    assert "--resume goes on from the newest checkpoint" in done.stderr
+    assert "Traceback" not in done.output
+    monkeypatch.undo()
+    again = ("--out", out, "--resume", "--set", "optim.epochs=2")
+    done = _run("finetune", "--recipe", recipe, "--data", synth, *again)
+    assert done.exit_code == 0, done.output
+
+
 def test_a_full_disk_is_one_line(synth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from umd_edge_train.history import History
 

@@ -97,6 +97,8 @@ class History:
         self._draw_coordinated(axes, ("ratio_text",))
         axes.axhline(1.0, color="black", linewidth=0.8)
         axes.set(ylabel="score of text / score of image", yscale="log", title="Coordination")
+        for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            ticks("{x:.3g}")
 
     def _draw_coefficients(self, axes: Any) -> None:
         self._draw_coordinated(axes, ("coefficient_text", "coefficient_image"))
@@ -119,11 +121,13 @@ def _style(index: int) -> dict[str, Any]:
 
 
 def _smoothed(points: list[tuple[int, float]]) -> tuple[list[int], list[float]]:
-    """Steps, and the values' exponential average."""
-    average, values = points[0][1], []
+    """Steps, and the values' exponential average, in which the first value weighs no more."""
+    total = weight = 0.0
+    values = []
     for _, value in points:
-        average = 0.95 * average + 0.05 * value
-        values.append(average)
+        total = 0.95 * total + 0.05 * value
+        weight = 0.95 * weight + 0.05
+        values.append(total / weight)
     return [step for step, _ in points], values
 
 

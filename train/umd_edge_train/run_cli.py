@@ -34,7 +34,15 @@ def run_options(
         @click.option("--resume", is_flag=True, help="Continue the run in --out.")
         @functools.wraps(command)
         def wrapped(out: Path, **given: Any) -> None:
-            metrics = command(out=out, **given)
+            try:
+                metrics = command(out=out, **given)
+            except KeyboardInterrupt:
+                click.echo(
+                    f"stopped; the same command with --resume goes on from the newest checkpoint "
+                    f"in {str(out / 'checkpoints')!r}",
+                    err=True,
+                )
+                raise
             for task, values in metrics.items():
                 print_metrics(task, values)
             click.echo(f"checkpoint: {out / 'final'}", err=True)
