@@ -45,7 +45,7 @@ class VoiWindow:
             )
 
     def apply(self, values: npt.NDArray[Any]) -> Float64Array:
-        """Brightness 0..1 of each value; same shape."""
+        """Brightness (...) float64, 0..1, of modality values (...) of any number type."""
         x = values.astype(np.float64)
         if self.function == "SIGMOID":
             # Clipped where the result is 0 or 1 to 8 bits anyway, so that exp cannot overflow.
@@ -68,13 +68,13 @@ class LookupTable:
     bits: int
 
     def apply(self, values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-        """The entry of each value; same shape."""
+        """The entries (...) int64 of values (...) of any number type."""
         last = self.entries.size - 1
         index = np.clip(np.floor(values.astype(np.float64)) - self.first, 0, last)
         return np.asarray(self.entries[index.astype(np.int64)])
 
     def present(self, brightness: Float64Array) -> Float64Array:
-        """Brightness 0..1 of brightness 0..1, which is spread over all entries."""
+        """Brightness (...) float64, 0..1, of brightness (...) 0..1 spread over all entries."""
         index = np.minimum(np.floor(brightness * self.entries.size), self.entries.size - 1)
         return np.asarray(self.entries[index.astype(np.int64)] / ((1 << self.bits) - 1))
 
@@ -148,7 +148,7 @@ def _round(brightness: Float64Array) -> UInt8Array:
 
 
 def to_uint8(values: npt.NDArray[Any], bits: int) -> UInt8Array:
-    """Scale display values of 0..2**bits - 1 to 0..255."""
+    """Scale display values (...) of 0..2**bits - 1 to (...) uint8."""
     if bits == 8:
         return values.astype(np.uint8)
     return window_to_uint8(values, 0, (1 << bits) - 1)

@@ -48,7 +48,7 @@ def colours(strength: Float32Array) -> UInt8Array:
     return np.asarray(np.stack([red, green, blue], axis=-1) * 255.0 + 0.5, np.uint8)
 
 
-def blend(pixels: UInt8Array, strength: Float32Array) -> UInt8Array:
+def _blend(pixels: UInt8Array, strength: Float32Array) -> UInt8Array:
     """Lay the colours of `strength` (H, W) over an image (H, W, 1 or 3) -> (H, W, 3)."""
     cover = (_MOST * strength)[..., None]
     return np.asarray(pixels * (1.0 - cover) + colours(strength) * cover + 0.5, np.uint8)
@@ -60,7 +60,7 @@ def _blend_in_parts(pixels: UInt8Array, explanation: Explanation) -> UInt8Array:
     for start in range(0, len(out), _ROWS_AT_ONCE):
         rows = range(start, min(start + _ROWS_AT_ONCE, len(out)))
         part = slice(rows.start, rows.stop)
-        out[part] = blend(pixels[part], explanation.at_image_resolution(rows))
+        out[part] = _blend(pixels[part], explanation.at_image_resolution(rows))
     return out
 
 
@@ -139,7 +139,7 @@ class _Strip:
         left, wide = round(10 * self.scale), round(110 * self.scale)
         ramp = np.tile(np.linspace(0, 1, wide, dtype=np.float32), (round(10 * self.scale), 1))
         under = np.full((*ramp.shape, 1), 70, np.uint8)
-        bar = Image.fromarray(blend(under, ramp))
+        bar = Image.fromarray(_blend(under, ramp))
         self.picture.paste(bar, (left, self.top + round(57 * self.scale)))
         unit = {"attention": "attention", "ablation": "loss without it"}[explanation.method]
         highest = float(explanation.map.max()) if explanation.map is not None else 0.0

@@ -202,7 +202,7 @@ def findings(
     sensitivity: float | None = None,
     specificity: float | None = None,
 ) -> tuple[Finding, ...]:
-    """One finding for each output, in order; arguments and errors as in `decide`."""
+    """One finding for each of the K outputs, in order; arguments and errors as in `decide`."""
     decided, points = decide(probability, task, sensitivity, specificity)
     columns = (task.outputs, probability.tolist(), decided, points)
     return tuple(Finding(*item) for item in zip(*columns, strict=True))

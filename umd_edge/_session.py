@@ -168,6 +168,10 @@ class GraphSession:
     ) -> list[npt.NDArray[np.float32]]:
         """Outputs of those names, or all in the order of `output_names`.
 
+        Args:
+            feeds: Input name -> array, of shape and type as the graph says.
+            names: Outputs to compute; all where None.
+
         Raises:
             InferenceError: The run failed; onnxruntime's error is chained.
             StoppedError: The `limited` block around was cancelled or is out of time.

@@ -128,14 +128,14 @@ def parse_capability(given: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def is_rtx(trt: Any) -> bool:
+def _is_rtx(trt: Any) -> bool:
     """Whether it is TensorRT for RTX, whose versions are counted anew."""
     return str(trt.__name__).startswith("tensorrt_rtx")
 
 
 def _require_version(trt: Any) -> None:
     major, minor = (int(part) for part in str(trt.__version__).split(".")[:2])
-    if not is_rtx(trt) and (major, minor) < OLDEST:
+    if not _is_rtx(trt) and (major, minor) < OLDEST:
         raise ProviderUnavailableError(
             f"TensorRT {trt.__version__} given; {OLDEST[0]}.{OLDEST[1]} (JetPack 6.1) or newer is "
             "needed"
@@ -229,7 +229,7 @@ class _Build:
             config.progress_monitor = self._monitor
 
     def use_timing_cache(self, config: Any, data: bytes) -> Any:
-        if is_rtx(self._trt):
+        if _is_rtx(self._trt):
             return None  # it has none, and warns when it is asked
         cache = config.create_timing_cache(data)
         if cache is None or not config.set_timing_cache(cache, False):

@@ -118,10 +118,10 @@ class _Lines:
         if part == self._part and now - self._last < _EVERY_S:
             return
         self._part, self._last = part, now
-        note(f"{part}: {describe(status)}")
+        note(f"{part}: {_describe(status)}")
 
 
-def describe(status: BuildStatus) -> str:
+def _describe(status: BuildStatus) -> str:
     """`Timing graph nodes 3 of 11, 12 s gone, about 23 s left`."""
     phase = f"{status.phase} {status.done} of {status.steps}, " if status.phase else ""
     left = "" if status.remaining_s is None else f", about {_span(status.remaining_s)} left"

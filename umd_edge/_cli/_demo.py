@@ -37,13 +37,13 @@ def demo(predictor: Predictor, images: tuple[str, ...], out: str, frame: int | N
             report(item.source.image, item.error)
         items.append(item)
     drawn, listed = write_output(Path(out), items, draw(items, predictor))
-    click.echo(table([("image", "asked", "answer", "probability", "DICOM header"), *rows(items)]))
+    click.echo(table([("image", "asked", "answer", "probability", "DICOM header"), *_rows(items)]))
     click.echo("\nNot a medical device: for research and development only.")
     click.echo(f"Picture: {drawn}\nJSON Lines: {listed}")
     return min((item.error.exit_code for item in items if item.error), default=0)
 
 
-def rows(items: list[DemoItem]) -> list[tuple[str, str, str, str, str]]:
+def _rows(items: list[DemoItem]) -> list[tuple[str, str, str, str, str]]:
     """Table rows; the image's title and name stand in its first two."""
     result: list[tuple[str, str, str, str, str]] = []
     for item in items:
