@@ -13,7 +13,13 @@ from .._explanation import METHODS, Explanation
 from .._files import write_whole
 from .._predictor import Predictor
 from ..errors import UsageError
-from ._options import as_json, frame_option, read_structured, with_audited_predictor
+from ._options import (
+    as_json,
+    frame_option,
+    patient_options,
+    read_structured,
+    with_audited_predictor,
+)
 from ._output import each_image, note, percent
 from ._places import check_place
 
@@ -27,12 +33,7 @@ _BLOCKS = " .:-=+*#%@"
 @click.option("--question", metavar="TEXT", help="Explain the answer to this question.")
 @click.option("--task", metavar="NAME", help="Explain the classification by this task.")
 @click.option("--label", metavar="NAME", help="Label or answer to explain. [the most probable one]")
-@click.option("--text", metavar="TEXT", help="Free text, for a task that reads it.")
-@click.option(
-    "--structured",
-    metavar="FILE|JSON",
-    help="Values that the task reads: a JSON object, or the name of a file that holds one.",
-)
+@patient_options
 @click.option(
     "--method",
     metavar="|".join(METHODS),

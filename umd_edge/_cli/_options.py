@@ -27,6 +27,7 @@ __all__ = [
     "engines_option",
     "frame_option",
     "open_bundle",
+    "patient_options",
     "read_structured",
     "with_audited_predictor",
     "with_predictor",
@@ -65,6 +66,20 @@ class BundleChoice:
         if self.path is None:
             return Predictor.default(options, **more)
         return Predictor.load(self.path, options, **more)
+
+
+def patient_options(command: Function) -> Function:
+    """Add `--text` and `--structured`, which `read_structured` turns into values."""
+    for option in (
+        click.option(
+            "--structured",
+            metavar="FILE|JSON",
+            help="Values that the task reads: a JSON object, or the name of a file that holds one.",
+        ),
+        click.option("--text", metavar="TEXT", help="Free text, for a task that reads it."),
+    ):
+        command = option(command)
+    return command
 
 
 def bundle_option(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -32,6 +32,7 @@ from ._options import (
     as_json,
     coverage_option,
     frame_option,
+    patient_options,
     read_structured,
     with_audited_predictor,
 )
@@ -55,12 +56,7 @@ timeout_option = click.option(
 @click.option(
     "--task", required=True, metavar="NAME", help="Task of the bundle; see umd-edge info."
 )
-@click.option("--text", metavar="TEXT", help="Free text, for a task that reads it.")
-@click.option(
-    "--structured",
-    metavar="FILE|JSON",
-    help="Values that the task reads: a JSON object, or the name of a file that holds one.",
-)
+@patient_options
 @click.option(
     "--sensitivity",
     type=float,
