@@ -6,6 +6,7 @@ It names records by their identifiers, so it is written beside a bundle and neve
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ReportContent", "render_report", "write_report"]
 
+_COMMAND = re.compile(r"`([^`]+)`")
 _METRICS = (
     "accuracy",
     "accuracy_excluding_abnormality",
@@ -84,8 +86,13 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "".join([*lines, "</table>"])
 
 
+def _prose(text: str) -> str:
+    """Words for people, with `commands` set as such."""
+    return _COMMAND.sub(r"<code>\1</code>", escape(text))
+
+
 def _note(text: str) -> str:
-    return f'<p class="note">{escape(text)}</p>'
+    return f'<p class="note">{_prose(text)}</p>'
 
 
 def _points(value: float | None) -> str:
@@ -100,7 +107,7 @@ def _gates(content: ReportContent) -> list[str]:
             escape(item.gate),
             f"<code>{escape(item.variant)}</code>",
             f'<span class="{item.status}">{escape(item.status.replace("_", " "))}</span>',
-            escape(item.message),
+            _prose(item.message),
         )
         for item in content.gates
     ]
@@ -139,8 +146,8 @@ def _speed(content: ReportContent) -> list[str]:
         lines.append(
             _note(
                 "One answer to one picture of the model's size on one thread of this machine: "
-                "median wall time. The ratio is that of processor time, taken in turn; in brackets "
-                "its 95 % interval over the rounds."
+                "median processor time, to which other programs do not add. The ratio is the "
+                "median of those of rounds taken in turn; in brackets its 95 % interval."
             )
         )
     missing = [name for name in content.speed if name not in timed]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from time import perf_counter, thread_time
+from time import thread_time
 from typing import Any
 
 import numpy as np
@@ -33,10 +33,10 @@ class SpeedReport:
     """One answer to one picture: vision, text and fusion graph, on one thread."""
 
     reference_ms: float
-    """Median wall time of float32."""
+    """Median processor time of float32, to which other programs do not add."""
     variant_ms: float
     ratio: float
-    """Variant over float32: the median over the rounds, of processor time."""
+    """Variant over float32: the median over the rounds."""
     low: float
     """2.5th percentile over 1,000 resamples of the rounds."""
     high: float
@@ -83,11 +83,11 @@ def _answering(predictor: Predictor, task: TaskSpec) -> Callable[[], object]:
     return answer
 
 
-def _time(call: Callable[[], object]) -> tuple[float, float]:
-    """Seconds on the clock and of this thread's processor time."""
-    start, own = perf_counter(), thread_time()
+def _time(call: Callable[[], object]) -> float:
+    """Seconds of this thread's processor time."""
+    start = thread_time()
     call()
-    return perf_counter() - start, thread_time() - own
+    return thread_time() - start
 
 
 def measure_speed(
@@ -104,7 +104,7 @@ def measure_speed(
     calls = _answering(reference, task), _answering(variant, task)
     for call in calls * _WARM_UP:
         call()
-    times: list[tuple[tuple[float, float], tuple[float, float]]] = []
+    times: list[tuple[float, float]] = []
     while True:
         for _ in range(_STEP if times else rounds[0]):
             if len(times) % 2:
@@ -112,9 +112,9 @@ def measure_speed(
                 times.append((_time(calls[0]), second))
             else:
                 times.append((_time(calls[0]), _time(calls[1])))
-        measured = np.asarray(times)  # (rounds, side, clock or processor)
-        ratio, low, high = ratio_interval(measured[:, 1, 1] / measured[:, 0, 1])
+        measured = np.asarray(times)  # (rounds, side)
+        ratio, low, high = ratio_interval(measured[:, 1] / measured[:, 0])
         if not low <= 1 <= high or len(times) >= rounds[1]:
             break
-    clock = np.median(measured[:, :, 0], axis=0) * 1e3
-    return SpeedReport(float(clock[0]), float(clock[1]), ratio, low, high, len(times))
+    middle = np.median(measured, axis=0) * 1e3
+    return SpeedReport(float(middle[0]), float(middle[1]), ratio, low, high, len(times))

@@ -117,12 +117,12 @@ def test_waiting_for_a_busy_machine_is_not_counted(candidate):
         _predictor(tiny, lambda: _burn(0.002)), _predictor(tiny, interrupted), rounds=(8, 8)
     )
     assert report.ratio < 1.5
-    assert report.variant_ms > report.reference_ms
+    assert report.variant_ms < 10  # the pauses alone are as long
 
 
 def test_rounds_go_on_while_the_interval_holds_one(candidate, monkeypatch):
     tiny = _predictor(candidate.predictors["fp32"], lambda: None)
-    times = iter([(1.0, 1.0), (1.0, 1.5)] * 100)  # ratios 1.5 and 0.67 in turn
+    times = iter([1.0, 1.5] * 100)  # ratios 1.5 and 0.67 in turn
     monkeypatch.setattr("umd_edge_export.speed._time", lambda call: next(times))
     report = measure_speed(tiny, tiny, rounds=(8, 24))
     assert (report.rounds, report.verdict) == (24, "not told apart")

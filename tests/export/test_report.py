@@ -107,6 +107,7 @@ def test_gates_and_times_are_shown():
     page = _Page(render_report(content))
     assert "too slow" in page.text and "1.25 of fp32 (1.10 to 1.40)" in page.text
     assert "Not measured here: int8-trt" in page.text
+    assert "`" not in page.text and page.tags.count("code") >= 2
 
 
 def test_the_sensitivity_map_has_a_cell_for_each_layer_and_output():
