@@ -17,7 +17,7 @@ one file. The columns differ because the processors do, not because the model do
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -73,6 +73,19 @@ class Target:
         return "int8 in the file, one scale an output" if self.stored else "float32"
 
 
+_TENSORRT = Target(
+    name="tensorrt",
+    variant="int8-trt",
+    activations="int8",
+    symmetric=True,
+    bias=False,
+    operators=("Conv", "MatMul"),
+    outputs=(),
+    tables=False,
+    stored=False,
+    half=True,
+)
+# OpenVINO takes what TensorRT takes, so one variant serves both.
 _ROWS = (
     Target(
         name="cpu",
@@ -84,30 +97,8 @@ _ROWS = (
         outputs=("Conv",),
         early_float=True,
     ),
-    Target(
-        name="tensorrt",
-        variant="int8-trt",
-        activations="int8",
-        symmetric=True,
-        bias=False,
-        operators=("Conv", "MatMul"),
-        outputs=(),
-        tables=False,
-        stored=False,
-        half=True,
-    ),
-    Target(
-        name="openvino",
-        variant="int8-trt",
-        activations="int8",
-        symmetric=True,
-        bias=False,
-        operators=("Conv", "MatMul"),
-        outputs=(),
-        tables=False,
-        stored=False,
-        half=True,
-    ),
+    _TENSORRT,
+    replace(_TENSORRT, name="openvino"),
     Target(
         name="arm64",
         variant="int8-arm64",
