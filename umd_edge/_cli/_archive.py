@@ -11,7 +11,7 @@ import click
 from .._defaults import WORKERS
 from .._predictor import Predictor
 from .._record import dataclass
-from ..errors import InputError
+from ..errors import InputError, UmdEdgeError
 from ._output import emit, note, progress, report
 from ._places import check_place
 from ._reports import ReportFiles
@@ -79,17 +79,11 @@ class Archive:
             self._tell_resumed(rows, len(names) - len(left))
             for outcome in self._outcomes(left):
                 image = _printable(outcome.image)
-                line = {**outcome.to_dict(), "image": image, "index": places[image]}
-                if outcome.error is not None:
-                    codes.append(outcome.error.exit_code)
-                    report(image, outcome.error)
-                elif outcome.classification is not None:
-                    try:
-                        line.update(reports.write(outcome.image, outcome.classification))
-                    except InputError as error:  # the row stands; there is no report of it
-                        codes.append(error.exit_code)
-                        report(image, error)
-                rows.add(line)
+                written, error = _write_reports(reports, outcome)
+                if error is not None:
+                    codes.append(error.exit_code)
+                    report(image, error)
+                rows.add({**outcome.to_dict(), "image": image, "index": places[image], **written})
             rows.finish()
             summary = {
                 "out": self.out,
@@ -138,6 +132,18 @@ class Archive:
                 f"{self.out}: {rows.resumed} rows are there already and stay; {done} images are "
                 f"done, {rows.retried} with an error are tried again"
             )
+
+
+def _write_reports(
+    reports: ReportFiles, outcome: Outcome
+) -> tuple[Mapping[str, Any], UmdEdgeError | None]:
+    """What a row says of the image's reports, and the error of the image or of its reports."""
+    if outcome.classification is None:
+        return {}, outcome.error
+    try:
+        return reports.write(outcome.image, outcome.classification), None
+    except InputError as error:  # the row stands; there is no report of it
+        return {}, error
 
 
 def _printable(path: str) -> str:
