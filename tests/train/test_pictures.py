@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,9 @@ from umd_edge._preprocess import PreprocessSpec, preprocess
 from umd_edge.errors import ImageInputError
 from umd_edge_train.batches import epoch_batches, pictures_of, steps_per_epoch
 from umd_edge_train.corpus import load_corpus
-from umd_edge_train.pictures import PictureStore, augment
+from umd_edge_train.finetuning import finetune
+from umd_edge_train.pictures import PictureStore, StreamedPictures, augment
+from umd_edge_train.pretraining import pretrain
 from umd_edge_train.recipe import AugmentConfig, load_recipe
 
 SPEC = PreprocessSpec(height=32, width=32, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
@@ -121,6 +124,44 @@ def test_a_broken_picture_stops_the_reading(paths: list[Path]):
 def test_a_missing_picture_stops_the_reading(paths: list[Path]):
     with pytest.raises(ImageInputError):
         PictureStore([*paths, paths[0].with_name("gone.png")], 32, 32, 22)
+
+
+def test_streamed_pictures_are_those_in_memory(paths: list[Path], store: PictureStore):
+    streamed = StreamedPictures(paths, *store.pixels.shape[1:3], SPEC.coefficient_bits)
+    assert streamed.index == store.index
+    rows = [2, 0, 2]  # the same picture may come twice
+    streamed.ahead([0])
+    for _ in range(2):
+        assert np.array_equal(streamed.fetch(rows), store.fetch(rows))
+        assert torch.equal(streamed.pixel_values(rows, SPEC), store.pixel_values(rows, SPEC))
+    assert not streamed._coming  # nothing is kept
+
+
+def test_a_broken_picture_stops_the_stream_when_its_turn_comes(paths: list[Path]):
+    streamed = StreamedPictures([*paths, paths[0].with_name("gone.png")], 32, 32, 22)
+    assert len(streamed.fetch([0])) == 1
+    with pytest.raises(ImageInputError):
+        streamed.fetch([len(paths)])
+
+
+@pytest.mark.parametrize("kind", ["finetune", "pretrain"])
+def test_a_streamed_run_is_the_same_and_keeps_no_picture(
+    synth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+):
+    run, found = {"finetune": finetune, "pretrain": pretrain}[kind], []
+    for pictures in ("memory", "stream"):
+        settings = (f"run.pictures={pictures}", "optim.epochs=1")
+        recipe = load_recipe(write_recipe(tmp_path, "questions"), settings)
+        if pictures == "stream":
+            monkeypatch.setattr(PictureStore, "__init__", _refuse)
+        metrics = run(recipe, synth, tmp_path / pictures)
+        history = (tmp_path / pictures / "history.jsonl").read_text(encoding="utf-8")
+        found.append((json.dumps(metrics), history))  # NaN equals NaN
+    assert found[0] == found[1]
+
+
+def _refuse(*given: object) -> None:
+    raise AssertionError("a streamed run holds its pictures in memory")
 
 
 # --- batches ---------------------------------------

@@ -21,7 +21,7 @@ from umd_edge.errors import DataError, UnknownTaskError
 
 from .checkpoint import Checkpoint
 from .models import UMDModel
-from .pictures import PictureStore
+from .pictures import PictureSource, PictureStore
 from .retrieval import evaluate_retrieval_task
 from .split_scheme import split_scheme
 
@@ -43,7 +43,7 @@ def task_logits(
     model: UMDModel,
     task: TaskSpec,
     examples: Sequence[Example],
-    store: PictureStore,
+    store: PictureSource,
     tokenizer: TextTokenizer,
     spec: PreprocessSpec,
     pictures_per_batch: int = 64,
@@ -81,7 +81,7 @@ def evaluate_task(
     model: UMDModel,
     task: TaskSpec,
     examples: Sequence[Example],
-    store: PictureStore,
+    store: PictureSource,
     tokenizer: TextTokenizer,
     spec: PreprocessSpec,
 ) -> dict[str, MetricValue]:

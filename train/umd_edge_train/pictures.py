@@ -7,7 +7,7 @@ training what it sees on the device.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
@@ -40,6 +40,14 @@ class PictureSource(Protocol):
         """Told which rows are asked for next."""
         ...
 
+    def pixel_values(self, rows: Sequence[int], spec: PreprocessSpec) -> Tensor:
+        """Unchanged pictures as the device would see them: (B, 3, H, W) float32."""
+        ...
+
+
+def _pixel_values(pixels: Iterable[npt.NDArray[np.uint8]], spec: PreprocessSpec) -> Tensor:
+    return torch.from_numpy(np.stack([normalise(picture, spec) for picture in pixels]))
+
 
 class PictureStore:
     """Pictures as (N, height, width, 3) uint8, each read once and kept in memory.
@@ -67,7 +75,7 @@ class PictureStore:
 
     def pixel_values(self, rows: Sequence[int], spec: PreprocessSpec) -> Tensor:
         """Unchanged pictures as the device would see them: (B, 3, H, W) float32."""
-        return torch.from_numpy(np.stack([normalise(self.pixels[row], spec) for row in rows]))
+        return _pixel_values((self.pixels[row] for row in rows), spec)
 
 
 class StreamedPictures:
@@ -91,7 +99,8 @@ class StreamedPictures:
         self._coming: dict[int, Future[npt.NDArray[np.uint8]]] = {}
 
     def _read(self, row: int) -> npt.NDArray[np.uint8]:
-        return resize(load_image(self._paths[row]).pixels, *self._size)
+        pixels = resize(load_image(self._paths[row]).pixels, *self._size)
+        return np.broadcast_to(pixels, (*pixels.shape[:2], 3))  # greys have one channel
 
     def fetch(self, rows: Sequence[int]) -> npt.NDArray[np.uint8]:
         """(B, height, width, 3) uint8."""
@@ -106,6 +115,10 @@ class StreamedPictures:
         for row in rows:
             if row not in self._coming:
                 self._coming[row] = self._pool.submit(self._read, row)
+
+    def pixel_values(self, rows: Sequence[int], spec: PreprocessSpec) -> Tensor:
+        """Unchanged pictures as the device would see them: (B, 3, H, W) float32."""
+        return _pixel_values(self.fetch(rows), spec)
 
 
 def _sampling_grid(

@@ -25,7 +25,7 @@ from .checkpoint import load_weights
 from .losses import Precision, autocast
 from .masking import NO_WORD, Vocabulary, word_ids
 from .objectives import MultiLevelReconstruction, PairBatch
-from .pictures import PictureStore
+from .pictures import PictureSource
 from .recipe import Recipe
 from .run import Run
 
@@ -169,7 +169,7 @@ class PreTraining(Run):
         return {"reconstruction": metrics} if metrics else {}
 
 
-def _pixel_values(store: PictureStore, paths: list[Path], spec: PreprocessSpec) -> Tensor:
+def _pixel_values(store: PictureSource, paths: list[Path], spec: PreprocessSpec) -> Tensor:
     return store.pixel_values([store.index[path] for path in paths], spec)
 
 

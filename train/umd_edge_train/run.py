@@ -216,16 +216,18 @@ class Run(ABC):
             {e.image_path for sets in self.corpus.validation for s in sets for e in s.examples}
         )
         size = self.spec.height, self.spec.width
-        self.held_out = PictureStore(held_out, *size, self.spec.coefficient_bits)
+        self.held_out = self._source(held_out, *size, self.spec.coefficient_bits)
 
     def picture_source(self, spec: PreprocessSpec) -> PictureSource:
         """Training pictures as large as a preprocessing and the recipe's crops need them."""
         scale = 1.0 if self.recipe.augment.is_off else _STORE_SCALE
         height, width = round(spec.height * scale), round(spec.width * scale)
-        streams = self.recipe.run.pictures == "stream"
-        source = StreamedPictures if streams else PictureStore
         train = [picture.path for picture in self.pictures]
-        return source(train, height, width, spec.coefficient_bits)
+        return self._source(train, height, width, spec.coefficient_bits)
+
+    def _source(self, paths: list[Path], height: int, width: int, bits: int) -> PictureSource:
+        source = StreamedPictures if self.recipe.run.pictures == "stream" else PictureStore
+        return source(paths, height, width, bits)
 
     # --- one step -------------------------------------------------------------------------------
 
