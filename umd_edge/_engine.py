@@ -300,10 +300,6 @@ class Engine:
         )
         return outputs[0]
 
-    def outside(self, task: TaskSpec, dicom: DicomFacts | None) -> str:
-        """Why an image's DICOM header contradicts the task, or nothing."""
-        return outside_intended_use(task, dicom)
-
     @property
     def common(self) -> dict[str, Any]:
         """The fields that every result shares."""

@@ -20,6 +20,7 @@ from ._gallery import MAX_GALLERY_BYTES, Gallery, GalleryMaker, Kind
 from ._image import LoadedImage, decode_image, load_image, read_image_file
 from ._rank import Direction, Method, Ranking, score_pairs
 from ._results import Timing
+from ._status import outside_intended_use
 from ._task import TaskSpec, compose_text
 from .errors import (
     GalleryError,
@@ -110,7 +111,7 @@ def _image_features(engine: Engine, task: TaskSpec, load: Callable[[], LoadedIma
     loaded = load()
     encoded = EncodedImage(engine, loaded, (perf_counter() - start) * 1e3)
     tokens, embedding = encoded.features()
-    outside = bool(engine.outside(task, encoded.dicom))
+    outside = bool(outside_intended_use(task, encoded.dicom))
     return _Features(tokens.shape[1], tokens[0], embedding[0], outside, encoded.timing)
 
 
