@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import onnx
 
@@ -53,13 +53,13 @@ class QuantiseData:
 
     def source(self, model: Checkpoint) -> SampleSource:
         """Records for ranges, spread over tasks."""
-        return self._source(model, self.ranges, self.range_samples)
+        return self._source(model, self.ranges, self.range_samples, "range")
 
     def budget_source(self, model: Checkpoint) -> SampleSource | None:
         """All labelled records, those of one picture after each other; None where none is given."""
         if not self.budget:
             return None
-        found = self._source(model, self.budget, _ALL)
+        found = self._source(model, self.budget, _ALL, "budget")
         return SampleSource(model, sorted(found.chosen, key=lambda x: str(x.example.image_path)))
 
     def describe(self) -> dict[str, list[dict[str, str]]]:
@@ -75,9 +75,15 @@ class QuantiseData:
             for use, paths in (("ranges", self.ranges), ("budget", self.budget))
         }
 
-    def _source(self, model: Checkpoint, paths: tuple[Path, ...], count: int) -> SampleSource:
+    def _source(
+        self,
+        model: Checkpoint,
+        paths: tuple[Path, ...],
+        count: int,
+        use: Literal["range", "budget"],
+    ) -> SampleSource:
         records = read_free_records(paths, allow_non_commercial=self.allow_non_commercial)
-        return SampleSource(model, choose_samples(records, model, count))
+        return SampleSource(model, choose_samples(records, model, count, use=use))
 
 
 @dataclass(frozen=True, slots=True)

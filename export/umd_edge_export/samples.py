@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -83,6 +83,13 @@ def read_free_records(paths: Sequence[Path], *, allow_non_commercial: bool) -> l
     return files
 
 
+_WITHOUT = {
+    "range": "its ranges would come from other pictures and texts",
+    "budget": "what it loses would not be measured",
+}
+"""What is wrong with a task that no record fits."""
+
+
 def _spread(items: Sequence[Example], count: int) -> list[Example]:
     """At most `count` examples at even distances, of different pictures as long as there are."""
     by_picture: dict[Path, list[Example]] = {}
@@ -103,7 +110,11 @@ def _spread(items: Sequence[Example], count: int) -> list[Example]:
 
 
 def choose_samples(
-    files: Sequence[Sequence[Record]], checkpoint: Checkpoint, count: int
+    files: Sequence[Sequence[Record]],
+    checkpoint: Checkpoint,
+    count: int,
+    *,
+    use: Literal["range", "budget"] = "range",
 ) -> list[Chosen]:
     """About `count` samples, spread over every file and task that fit together.
 
@@ -111,10 +122,11 @@ def choose_samples(
         files: Records by file.
         checkpoint: Its tasks say what is read.
         count: Upper bound, but each fitting pair of file and task gives at least one.
+        use: What the records are for, as the messages say it.
 
     Raises:
         DataError: No record fits any task, or none fits one of them: its ranges would be those of
-            other pictures and texts.
+            other pictures and texts, or its loss would stay unknown.
     """
     groups: list[tuple[TaskSpec, tuple[Example, ...]]] = []
     for records in files:
@@ -129,17 +141,16 @@ def choose_samples(
     if not groups:
         names = [task.name for task in checkpoint.tasks]
         raise DataError(
-            f"the range data holds no record that one of the tasks {names} can read; give "
-            "--range-data with records like those of the training"
+            f"the {use} data holds no record that one of the tasks {names} can read; give "
+            f"--{use}-data with records like those of the training"
         )
     covered = {task.name for task, _ in groups}
     bare = [item.name for item in checkpoint.tasks if item.kind != "retrieval"]
     bare = [name for name in bare if name not in covered]
     if bare:
         raise DataError(
-            f"the range data holds no record that task {bare[0]!r} can read (it fits "
-            f"{sorted(covered)}); its ranges would come from other pictures and texts: give "
-            "--range-data for every task of the bundle"
+            f"the {use} data holds no record that task {bare[0]!r} can read (it fits "
+            f"{sorted(covered)}); {_WITHOUT[use]}: give --{use}-data for every task of the bundle"
         )
     share = max(1, count // len(groups))
     chosen = [

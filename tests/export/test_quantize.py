@@ -254,15 +254,17 @@ def test_a_full_disk_leaves_what_was_there(bundle, records, tmp_path, capsys, mo
     _refused(arguments, out, 3, capsys, "free some space")
 
 
-def test_records_of_another_kind_are_refused(bundle, tmp_path, capsys):
+@pytest.mark.parametrize("option", ["--range-data", "--budget-data"])
+def test_records_of_another_kind_are_refused(option, bundle, records, tmp_path, capsys):
     data = make_records(tmp_path / "films", 6)
     films = [line for line in data.read_text().splitlines() if "X-ray" in line]
     data.write_text("\n".join(films) + "\n")
     folder = tmp_path / "place"
     folder.mkdir()
     out = folder / "out.umd"
-    arguments = _arguments(bundle.path, data, out, "--target", "cpu")
-    _refused(arguments, out, DataError.exit_code, capsys, "--range-data")
+    ranges = data if option == "--range-data" else records
+    arguments = _arguments(bundle.path, ranges, out, "--target", "cpu", "--budget-data", str(data))
+    _refused(arguments, out, DataError.exit_code, capsys, f"give {option} for every task")
 
 
 def test_a_bundle_without_float32_is_refused(bundle, records, tmp_path, capsys):
