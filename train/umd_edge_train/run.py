@@ -15,11 +15,8 @@ import atexit
 import contextlib
 import copy
 import os
-import platform
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,13 +27,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from umd_edge._preprocess import PreprocessSpec
-from umd_edge._tokenizer import TextTokenizer
 from umd_edge.errors import DataError, UsageError
 
 from .batches import Batch, Picture, epoch_batches, pictures_of, steps_per_epoch
-from .checkpoint import Checkpoint, commit, load_checkpoint, write_json
-from .config import model_config
-from .corpus import Corpus, load_corpus
+from .checkpoint import write_json
 from .divergence import DivergenceWatch, TrainingDivergedError
 from .history import History
 from .losses import attention
@@ -44,10 +38,9 @@ from .models import UMDModel
 from .optim import WeightAverage, build_optimizer, learning_rate
 from .pictures import PictureSource, PictureStore, StreamedPictures, augment
 from .recipe import Recipe
+from .run_inputs import read_inputs
 from .run_state import initialise, save_final, save_state, start_run
 from .sharding import Sharding
-from .split_scheme import split_scheme
-from .tokenizer import published_tokenizer, train_wordpiece
 
 __all__ = ["Run", "TrainingDivergedError"]
 
@@ -61,19 +54,6 @@ def _leave_group() -> None:
 
 # Pictures are kept this much larger than the model's input, so that a crop has pixels to spare.
 _STORE_SCALE = 1.25
-
-
-def _provenance(recipe: Recipe, corpus: Corpus, data: Path, parent: str) -> dict[str, Any]:
-    return {
-        "created": datetime.now(timezone.utc).replace(microsecond=0).isoformat(),
-        "recipe": recipe.to_dict(),
-        "commit": commit(),
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-        "initialised_from": parent,
-        "data": corpus.sources,
-        "splits": {d.name: split_scheme(data / d.path) for d in recipe.datasets},
-    }
 
 
 class Run(ABC):
@@ -92,33 +72,13 @@ class Run(ABC):
             mixed_precision="fp16" if self.optim.precision == "float16" else "no",
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
-        self.parent = load_checkpoint(init) if init else None
-        parent = self.parent
-        self.corpus = load_corpus(
-            recipe,
-            data,
-            parent.tasks if parent else (),
-            parent.structured_fields if parent else (),
-        )
-        config = model_config(recipe.model)
-        if parent:
-            tokenizer_json = parent.tokenizer_json
-        elif config.text.pretrained:
-            tokenizer_json = published_tokenizer(config.text.pretrained)
-        else:
-            tokenizer_json = train_wordpiece(self.corpus.texts, config.vocabulary_size)
-        self.tokenizer = TextTokenizer.from_bytes(tokenizer_json, config.max_length)
-        config = replace(config, vocabulary_size=self.tokenizer.vocabulary_size)
-        self.spec = PreprocessSpec(
-            height=config.image_size,
-            width=config.image_size,
-            mean=recipe.normalise.mean,
-            std=recipe.normalise.std,
-        )
+        inputs = read_inputs(recipe, data, init)
+        self.parent, self.corpus = inputs.parent, inputs.corpus
+        self.tokenizer, self.spec = inputs.tokenizer, inputs.preprocess
         torch.manual_seed(recipe.seed)
-        self.model = UMDModel(config, self.corpus.tasks, self.corpus.fields)
-        if parent:
-            initialise(self, parent)
+        self.model = UMDModel(inputs.config, self.corpus.tasks, self.corpus.fields)
+        if self.parent:
+            initialise(self, self.parent)
         if self.optim.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
         module = self.build()
@@ -140,15 +100,7 @@ class Run(ABC):
             )
         self.step = 0
         self.watch = DivergenceWatch(self.optim.divergence_factor, out / "checkpoints")
-        self.checkpoint = Checkpoint(
-            model=self.model,
-            tokenizer_json=tokenizer_json,
-            tasks=self.corpus.tasks,
-            structured_fields=self.corpus.fields,
-            preprocess=self.spec,
-            max_length=config.max_length,
-            provenance=_provenance(recipe, self.corpus, data, str(init.name) if init else ""),
-        )
+        self.checkpoint = inputs.checkpoint(self.model)
         # a sharded module needs no wrapping, which would keep whole gradients in each process
         self.module = module if self.sharding else self.accelerator.prepare_model(module)
         self.prepared_optimizer: Any = self.accelerator.prepare(self.optimizer)
