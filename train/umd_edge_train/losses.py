@@ -17,7 +17,14 @@ from .batches import Batch
 from .models import UMDModel
 from .objectives import SupervisedObjective, contrastive_loss, match_loss, wrong_texts
 
-__all__ = ["Features", "SupervisedStep", "batch_features", "batch_loss"]
+__all__ = [
+    "Features",
+    "SupervisedStep",
+    "attention",
+    "autocast",
+    "batch_features",
+    "batch_loss",
+]
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Observer = Callable[[nn.Module, Tensor, Tensor], None]
