@@ -167,7 +167,7 @@ def test_the_command_reports_recall(checkpoint: Path, manifest: Path):
     done = _evaluate(checkpoint, *given, "--json")
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
-    assert set(report) == {"task", "n", "dropped", "metrics"}
+    assert set(report) == {"task", "n", "dropped", "metrics", "splits"}
     assert report["n"] == len(manifest.read_text(encoding="utf-8").splitlines())
     names = [f"{way}_{k}" for way in ("image_to_text", "text_to_image") for k in ("r1", "medr")]
     for name in names:
