@@ -13,6 +13,7 @@ import torch
 from support.training import FIELDS, TASKS, minute_config, minute_model
 from umd_edge._preprocess import PreprocessSpec
 from umd_edge_train.checkpoint import Checkpoint, load_checkpoint, load_weights
+from umd_edge_train.divergence import DivergenceWatch
 from umd_edge_train.optim import WeightAverage
 from umd_edge_train.run_state import _resume, save_final, save_state
 
@@ -51,6 +52,7 @@ def minute_run(out: Path) -> Any:
         accelerator=SimpleNamespace(is_main_process=True, device=torch.device("cpu")),
         extra_tensors=dict,
         kept_tensors=dict,
+        watch=DivergenceWatch(0.0, out / "checkpoints"),
     )
 
 
