@@ -24,7 +24,7 @@ from umd_edge._tokenizer import TextTokenizer
 from .corpus import Corpus
 from .recipe import OptimConfig, Recipe
 
-__all__ = ["Batch", "Picture", "epoch_batches", "pictures_of"]
+__all__ = ["Batch", "Picture", "epoch_batches", "hide_structured", "pictures_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +112,23 @@ def pictures_of(recipe: Recipe, corpus: Corpus) -> list[Picture]:
     ]
 
 
-def _hide_structured(mask: Tensor, config: OptimConfig, rng: torch.Generator) -> Tensor:
-    """Hide present values at random, so that no single one becomes indispensable."""
+def hide_structured(mask: Tensor, config: OptimConfig, rng: torch.Generator) -> Tensor:
+    """Hide present values at random, so that no single one becomes indispensable.
+
+    Args:
+        mask: (n, F) float32, 1 where a value is present.
+        config: The three chances `structured_dropout`, `_one` and `_all`.
+        rng: Source of the draws.
+
+    Returns:
+        (n, F) float32, 1 where a value is present and shown.
+    """
     keep = torch.rand(mask.shape, generator=rng) >= config.structured_dropout
+    if config.structured_dropout_one:
+        picked = (torch.rand(mask.shape, generator=rng) * mask).argmax(1, keepdim=True)
+        others = torch.ones_like(keep).scatter(1, picked, False)
+        one = torch.rand(len(mask), 1, generator=rng) < config.structured_dropout_one
+        keep = torch.where(one, others, keep)
     keep_any = torch.rand(len(mask), 1, generator=rng) >= config.structured_dropout_all
     return mask * keep * keep_any
 
@@ -183,7 +197,7 @@ def epoch_batches(
             structured_values=torch.from_numpy(
                 np.stack([e.structured_values for _, _, e in drawn])
             ),
-            structured_mask=_hide_structured(present, config, torch_rng),
+            structured_mask=hide_structured(present, config, torch_rng),
         )
 
 

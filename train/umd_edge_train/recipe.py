@@ -42,6 +42,7 @@ _OPTIM_RANGES = {
     "divergence_factor": AT_LEAST_ZERO,
     "average_decay": BELOW_ONE,
     "structured_dropout": UP_TO_ONE,
+    "structured_dropout_one": UP_TO_ONE,
     "structured_dropout_all": UP_TO_ONE,
 }
 _AUGMENT_RANGES = {
@@ -173,6 +174,9 @@ class OptimConfig:
     """Several processes: each holds its part of weights, gradients and moments (FSDP)."""
     structured_dropout: float = 0.3
     """Chance that a present structured value is hidden."""
+    structured_dropout_one: float = 0.0
+    """Chance that just one of an example's present values is hidden instead, as where a form lacks
+    one entry: independent chances seldom draw that."""
     structured_dropout_all: float = 0.15
     """Chance that all of an example's structured values are hidden."""
 
