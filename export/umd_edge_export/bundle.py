@@ -44,7 +44,7 @@ from .report_html import ReportContent, write_report
 from .samples import SampleSource, choose_samples, read_free_records
 from .targets import Target
 from .trust import fit_bundle, write_fitted
-from .weights import check_hashes, check_weights
+from .weights import check_weights
 
 __all__ = ["VARIANTS", "build_bundle"]
 
@@ -235,7 +235,6 @@ def build_bundle(
     for place in (out, *([report] if report else [])):
         check_place(place)
     check_gate_data((*options.data, *fit_data), range_data)
-    check_hashes(checkpoint_path)
     checkpoint = load_checkpoint(checkpoint_path)
     check_weights(checkpoint)
     created = created_of(checkpoint.provenance)

@@ -28,6 +28,7 @@ from umd_edge_train.checkpoint import (
     settings_of,
     write_directory_atomically,
 )
+from umd_edge_train.hashes import SUMS, write_hashes
 
 MIB = 2**20
 
@@ -60,6 +61,7 @@ def in_parts(saved: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (saved / "model.safetensors").unlink()
     monkeypatch.setattr(module, "_PART_BYTES", 30_000)
     save_weights(saved, tensors)
+    write_hashes(saved)
     assert len(list(saved.glob("model-*"))) > 2
     return saved
 
@@ -85,6 +87,7 @@ def test_a_changed_weight_is_seen(original: Checkpoint, saved: Path):
     tensors = load_weights(saved)
     tensors["match_head.bias"] += 1e-6
     save_weights(saved, tensors)
+    write_hashes(saved)
     got = load_checkpoint(saved).model.state_dict()
     own = original.model.state_dict()
     assert [name for name in own if not torch.equal(own[name], got[name])] == ["match_head.bias"]
@@ -107,7 +110,8 @@ def test_the_same_checkpoint_gives_the_same_bytes(
 
 
 def test_a_checkpoint_holds_no_pickle(saved: Path):
-    assert {file.suffix for file in saved.iterdir()} == {".json", ".safetensors"}
+    listed = {file.suffix or file.name for file in saved.iterdir()}
+    assert listed == {".json", ".safetensors", SUMS}
 
 
 def test_large_weights_are_split_into_parts_of_at_most_15_mib(tmp_path: Path):
@@ -163,6 +167,7 @@ def test_a_missing_file_is_named(saved: Path, name: str):
 
 @pytest.mark.parametrize("keep", [0, 5, 200, -1])
 def test_truncated_weights_are_damaged(saved: Path, keep: int):
+    (saved / SUMS).unlink()
     file = saved / "model.safetensors"
     file.write_bytes(file.read_bytes()[:keep])
     with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
@@ -201,6 +206,7 @@ def test_a_renamed_tensor_does_not_fit_and_the_message_is_one_line(saved: Path):
     tensors = load_weights(saved)
     tensors["stranger"] = tensors.pop("match_head.bias")
     save_weights(saved, tensors)
+    write_hashes(saved)
     with pytest.raises(CheckpointError, match="2 tensors differ, such as") as e:
         load_checkpoint(saved)
     assert "\n" not in str(e.value)
@@ -209,6 +215,7 @@ def test_a_renamed_tensor_does_not_fit_and_the_message_is_one_line(saved: Path):
 def test_weights_of_another_size_do_not_fit(original: Checkpoint, saved: Path, tmp_path: Path):
     other = minute_model(minute_config(fusion__intermediate_size=48))
     save_weights(saved, other.state_dict())
+    write_hashes(saved)
     with pytest.raises(CheckpointError, match="weights do not fit") as caught:
         load_checkpoint(saved)
     assert "\n" not in str(caught.value)

@@ -7,10 +7,10 @@ final name is always complete. Nothing in it is a pickle.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -24,7 +24,9 @@ from umd_edge._task import TaskSpec
 from umd_edge.errors import UmdEdgeError
 
 from .config import ModelConfig, from_dict
+from .errors import CheckpointError
 from .folder import standing, write_folder
+from .hashes import check_hashes, write_hashes
 from .models import UMDModel
 from .source import commit
 
@@ -40,12 +42,6 @@ __all__ = [
 _FORMAT = 1
 # A file of 15 MiB, less room for the header that names its tensors.
 _PART_BYTES = 15 * 2**20 - 2**18
-
-
-class CheckpointError(UmdEdgeError):
-    """A checkpoint is missing, incomplete, or does not fit the model it describes."""
-
-    exit_code: ClassVar[int] = 3
 
 
 @dataclass(frozen=True)
@@ -108,8 +104,15 @@ def load_weights(folder: Path, name: str = "model") -> dict[str, Tensor]:
     """Read what `save_weights` wrote.
 
     Raises:
-        CheckpointError: A file is missing or damaged.
+        CheckpointError: A file is missing or damaged, or not the one that `SHA256SUMS` lists.
     """
+    files = _parts(folder, name)
+    check_hashes(folder, [file.name for file in files])
+    return _read_weights(files)
+
+
+def _parts(folder: Path, name: str) -> list[Path]:
+    """The files of these weights, in order; all of them."""
     files = sorted(folder.glob(f"{name}.safetensors")) or sorted(
         folder.glob(f"{name}-*-of-*.safetensors")
     )
@@ -124,6 +127,10 @@ def load_weights(folder: Path, name: str = "model") -> dict[str, Tensor]:
                 f"checkpoint {str(folder)!r}: {len(files)} of {len(wanted)} parts of {name} are "
                 "there, or some are misnamed; copy the whole directory again"
             )
+    return files
+
+
+def _read_weights(files: Sequence[Path]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for file in files:
         try:
@@ -155,6 +162,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, tensors: Mapping[str, 
     write_json(folder / "tasks.json", [task.to_dict() for task in checkpoint.tasks])
     write_json(folder / "provenance.json", checkpoint.provenance)
     (folder / "tokenizer.json").write_bytes(checkpoint.tokenizer_json)
+    write_hashes(folder)
 
 
 def pack_checkpoint(checkpoint: Checkpoint, out: Path) -> None:
@@ -247,7 +255,7 @@ def read_settings(folder: Path) -> Settings:
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Load a checkpoint; weights must fit the model exactly.
+    """Load a checkpoint; weights must fit the model exactly, and files their hashes.
 
     Args:
         path: The checkpoint's directory.
@@ -256,15 +264,18 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         The checkpoint with its model in evaluation mode.
 
     Raises:
-        CheckpointError: The directory is missing, incomplete, damaged, or of another format.
+        CheckpointError: The directory is missing, incomplete, damaged, or of another format, or a
+            file is not the one that `SHA256SUMS` lists, where there is such a list.
     """
     folder = standing(Path(path))
     if not folder.is_dir():
         raise CheckpointError(f"{str(path)!r} is no checkpoint directory")
     settings = read_settings(folder)
+    files = _parts(folder, "model")
+    check_hashes(folder)
     with torch.random.fork_rng(devices=[]):
         model = UMDModel(settings.model, settings.tasks, settings.structured_fields)
-    own, given = model.state_dict(), load_weights(folder)
+    own, given = model.state_dict(), _read_weights(files)
     bad = sorted(
         name
         for name in own.keys() | given.keys()

@@ -30,6 +30,7 @@ from .checkpoint import (
     write_json,
 )
 from .folder import remove_folder, remove_left_behind
+from .hashes import write_hashes
 from .models.vision_encoder import resize_positions
 from .recipe import recipe_from_dict
 from .sharding import gathered, scattered
@@ -104,6 +105,7 @@ def save_state(run: Run) -> None:
         save_weights(state, moments, "optimizer")
         if extra:
             save_weights(state, extra, "extra")
+        write_hashes(state)
         progress = {"step": run.step, **run.watch.state()}
         (state / "run.json").write_text(json.dumps(progress), encoding="utf-8")
 
@@ -163,6 +165,7 @@ def save_final(run: Run, metrics: dict[str, Any]) -> None:
         if kept:
             (path / "state").mkdir()
             save_weights(path / "state", kept, "kept")
+            write_hashes(path / "state")
 
     write_directory_atomically(run.out / "final", write)
 
