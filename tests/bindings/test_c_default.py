@@ -12,11 +12,12 @@ import pytest
 from PIL import Image
 
 import umd_edge
-from support.c_library import CPredictor, Match, library
+from support.c_library import CPredictor, CResult, Match, library
 from umd_edge._task_table import task_text
 
 BUNDLE = Path(umd_edge.__file__).parent / "bundles" / "default.umd"
 VALUES = ("itch", "hurt", "bleed", "elevation")
+Array = np.ndarray[Any, Any]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def _records(folder: Path, name: str, count: int) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[: step * count : step]]
 
 
-def _pixels(folder: Path, name: str, record: dict[str, Any]) -> np.ndarray[Any, Any]:
+def _pixels(folder: Path, name: str, record: dict[str, Any]) -> Array:
     with Image.open(folder / name / record["image"]) as image:
         return np.asarray(image if image.mode == "L" else image.convert("RGB"))
 
@@ -49,22 +50,29 @@ def _structured(record: dict[str, Any]) -> dict[str, Any]:
 def test_classification_with_values_is_that_of_python(
     opened: CPredictor, python: umd_edge.Predictor, shared_data: Path
 ) -> None:
-    engine, seen = python._engine, set()
-    task = engine.tasks.classification("skin-lesion")
+    seen: set[str] = set()
     for record in _records(shared_data, "padufes", 12):
         pixels, values = _pixels(shared_data, "padufes", record), _structured(record)
         seen |= set(values)
-        encoded = python.encode(pixels)
-        found = encoded.classify(task.name, structured=values)
-        features = engine.prompt_features(task_text(task, None), keep=True)
-        logits, _ = engine.infer(encoded, task, features, engine.tasks.structured(task, values))
-        given = opened.encode(pixels).classify(task.name, structured=values)
-        assert [item[3] for item in given.items] == logits.tolist()
-        assert [item[2] for item in given.items] == [f.positive for f in found.findings]
-        assert ["ok", "abstain", "out_of_distribution"][given.status] == found.status
-        wanted = [f.probability for f in found.findings]
-        assert np.allclose([item[1] for item in given.items], wanted, rtol=1e-14, atol=0)
+        given = opened.encode(pixels).classify("skin-lesion", structured=values)
+        _same_findings(given, python, pixels, values)
     assert seen == {*VALUES, "age", "region"}
+
+
+def _same_findings(
+    given: CResult, python: umd_edge.Predictor, pixels: Array, values: dict[str, Any]
+) -> None:
+    engine = python._engine
+    task = engine.tasks.classification("skin-lesion")
+    encoded = python.encode(pixels)
+    found = encoded.classify(task.name, structured=values)
+    features = engine.prompt_features(task_text(task, None), keep=True)
+    logits, _ = engine.infer(encoded, task, features, engine.tasks.structured(task, values))
+    assert [item[3] for item in given.items] == logits.tolist()
+    assert [item[2] for item in given.items] == [f.positive for f in found.findings]
+    assert ["ok", "abstain", "out_of_distribution"][given.status] == found.status
+    wanted = [f.probability for f in found.findings]
+    assert np.allclose([item[1] for item in given.items], wanted, rtol=1e-14, atol=0)
 
 
 @pytest.mark.parametrize("name", ["vqarad", "vqamed19"])
@@ -73,12 +81,49 @@ def test_real_questions_are_answered_as_in_python(
 ) -> None:
     for record in _records(shared_data, name, 8):
         pixels = _pixels(shared_data, name, record)
-        wanted = python.ask(pixels, record["question"])
         given = opened.encode(pixels).ask(record["question"])
-        assert given.items[0][0] == wanted.answer
-        assert [item[0] for item in given.items[1:]] == [a.answer for a in wanted.alternatives]
-        assert given.items[0][1] == pytest.approx(wanted.probability, rel=1e-14)
-        assert given.ood_score == pytest.approx(wanted.ood_score, rel=1e-6)
+        _same_answer(given, python.ask(pixels, record["question"]))
+
+
+def _same_answer(given: CResult, wanted: umd_edge.Answer) -> None:
+    assert given.items[0][0] == wanted.answer
+    assert [item[0] for item in given.items[1:]] == [a.answer for a in wanted.alternatives]
+    assert given.items[0][1] == pytest.approx(wanted.probability, rel=1e-14)
+    assert given.ood_score == pytest.approx(wanted.ood_score, rel=1e-6)
+
+
+def _changed(pixels: Array) -> Array:
+    """The picture with another pixel in its middle."""
+    other = pixels.copy()
+    other[other.shape[0] // 2, other.shape[1] // 2] ^= 0xFF
+    return other
+
+
+def test_one_changed_pixel_makes_the_comparisons_fail(
+    opened: CPredictor, python: umd_edge.Predictor, shared_data: Path
+) -> None:
+    """Negative control of the two tests above."""
+    (record,) = _records(shared_data, "padufes", 1)
+    pixels, values = _pixels(shared_data, "padufes", record), _structured(record)
+    given = opened.encode(_changed(pixels)).classify("skin-lesion", structured=values)
+    with pytest.raises(AssertionError):
+        _same_findings(given, python, pixels, values)
+    (record,) = _records(shared_data, "vqarad", 1)
+    pixels = _pixels(shared_data, "vqarad", record)
+    answered = opened.encode(_changed(pixels)).ask(record["question"])
+    with pytest.raises(AssertionError):
+        _same_answer(answered, python.ask(pixels, record["question"]))
+
+
+def test_one_changed_value_makes_the_comparison_fail(
+    opened: CPredictor, python: umd_edge.Predictor, shared_data: Path
+) -> None:
+    (record,) = _records(shared_data, "padufes", 1)
+    pixels, values = _pixels(shared_data, "padufes", record), _structured(record)
+    other = {**values, "age": values["age"] + 1}
+    given = opened.encode(pixels).classify("skin-lesion", structured=other)
+    with pytest.raises(AssertionError):
+        _same_findings(given, python, pixels, values)
 
 
 def test_embeddings_and_ranking_are_those_of_python(

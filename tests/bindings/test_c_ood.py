@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import umd_edge
-from support.c_library import CError, CPredictor
+from support.c_library import CError, CPredictor, CResult
 from support.fitted import OOD, RANK, TASKS, ood_arrays, scored_bundle
 from umd_edge.errors import BundleIntegrityError, ManifestError
 
@@ -47,10 +47,46 @@ def test_scores_statuses_and_reasons_are_those_of_python(number: int, bundle: Pa
     pairs: list[tuple[Any, Any]] = [(image.ask("chest ?"), encoded.ask("chest ?"))]
     pairs += [(image.classify(task), encoded.classify(task)) for task in TASKS[1:]]
     for ours, theirs in pairs:
-        assert theirs.ood_score is not None
-        assert ours.ood_score == pytest.approx(theirs.ood_score, rel=1e-6)
-        statuses = ["ok", "abstain", "out_of_distribution"]
-        assert (statuses[ours.status], ours.reason) == (theirs.status, theirs.reason)
+        _same_score(ours, theirs)
+
+
+def _same_score(ours: CResult, theirs: umd_edge.Answer | umd_edge.Classification) -> None:
+    assert theirs.ood_score is not None
+    assert ours.ood_score == pytest.approx(theirs.ood_score, rel=1e-6)
+    statuses = ["ok", "abstain", "out_of_distribution"]
+    assert (statuses[ours.status], ours.reason) == (theirs.status, theirs.reason)
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        *[("features", name) for name in ("centre", "scale", "basis", "weights", "rest")],
+        *[("appearance", name) for name in ("appearance_centre", "whitening")],
+    ],
+)
+def test_one_changed_byte_of_an_array_makes_the_comparison_fail(
+    part: str, name: str, tmp_path: Path, width: int
+) -> None:
+    """Negative control: where this part decides, the score tells its constants."""
+    spec = {**OOD, "limits": {"features": 1e9, "appearance": 1e9, "energy": 1e9, part: 1.0}}
+    arrays = ood_arrays(width)
+    kept = scored_bundle(tmp_path / "kept.umd", arrays, spec)
+    constants = np.ascontiguousarray(arrays[f"chest-xray/{name}"])
+    constants.view(np.uint8).flat[2] ^= 0x40
+    arrays[f"chest-xray/{name}"] = constants
+    changed = scored_bundle(tmp_path / "changed.umd", arrays, spec)
+    wanted = umd_edge.Predictor.load(kept).classify(IMAGES[0], "chest-xray")
+    _same_score(CPredictor(kept).encode(IMAGES[0]).classify("chest-xray"), wanted)
+    with pytest.raises(AssertionError):
+        _same_score(CPredictor(changed).encode(IMAGES[0]).classify("chest-xray"), wanted)
+
+
+def test_one_changed_pixel_makes_the_comparison_fail(bundle: Path) -> None:
+    wanted = umd_edge.Predictor.load(bundle).classify(IMAGES[1], "chest-xray")
+    other = IMAGES[1].copy()
+    other[16, 15] ^= 0xFF
+    with pytest.raises(AssertionError):
+        _same_score(CPredictor(bundle).encode(other).classify("chest-xray"), wanted)
 
 
 def test_every_part_can_be_the_farthest(tmp_path: Path, width: int) -> None:

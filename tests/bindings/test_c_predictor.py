@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from support import c_library
 from support.bundles import repack, tiny_files, unpack
 from support.c_library import (
     CError,
+    CImage,
     CPredictor,
     Match,
     OpenOptions,
@@ -84,6 +86,30 @@ def test_answers_and_findings_are_those_of_python(tiny_bundle: Path, variant: st
     python = umd_edge.Predictor.load(tiny_bundle, variant=variant)
     encoded, image = python.encode(IMAGE), opened.encode(IMAGE)
     assert (encoded.embedding == image.embedding()).all()
+    _same_answers(image, encoded)
+    _same_findings(image, encoded)
+
+
+@pytest.mark.parametrize(
+    ("variant", "row", "column", "side"),
+    # in 8 bits so small a model rounds a single pixel away
+    [("fp32", 0, 0, 1), ("fp32", 25, 35, 1), ("fp32", 49, 69, 1), ("int8", 20, 30, 24)],
+)
+def test_changed_pixels_make_the_comparison_fail(
+    tiny_bundle: Path, variant: str, row: int, column: int, side: int
+) -> None:
+    """Negative control of the test above."""
+    other = IMAGE.copy()
+    other[row : row + side, column : column + side] ^= 0xFF
+    image = CPredictor(tiny_bundle, variant=variant.encode()).encode(other)
+    encoded = umd_edge.Predictor.load(tiny_bundle, variant=variant).encode(IMAGE)
+    assert (encoded.embedding != image.embedding()).any()
+    for compare in (_same_answers, _same_findings):
+        with pytest.raises(AssertionError):
+            compare(image, encoded)
+
+
+def _same_answers(image: CImage, encoded: umd_edge.EncodedImage) -> None:
     for question in ("is there a pleural effusion ?", "Öl\u00a0?", "chest " * 100):
         wanted, given = encoded.ask(question), image.ask(question)
         ranked = [(wanted.answer, wanted.probability)]
@@ -91,6 +117,9 @@ def test_answers_and_findings_are_those_of_python(tiny_bundle: Path, variant: st
         assert [item[0] for item in given.items] == [name for name, _ in ranked]
         assert all(_close(i[1], p) for i, (_, p) in zip(given.items, ranked, strict=True))
         assert [item[2] for item in given.items] == [True] + [False] * 5
+
+
+def _same_findings(image: CImage, encoded: umd_edge.EncodedImage) -> None:
     cases: list[tuple[str, str | None, dict[str, Any]]] = [
         ("chest-xray", None, {}),
         ("chest-xray", "fever , cough", {"age": 61}),
@@ -153,6 +182,22 @@ def test_ranking_is_that_of_python(tmp_path: Path) -> None:
         given = library().umd_rank_images(texts[3], handles, len(images), *shared, matches)
         assert given == 0
         _same_ranking(matches, ranking.images_for(3))
+
+
+def test_one_changed_pixel_makes_the_comparison_of_rankings_fail(tmp_path: Path) -> None:
+    path = searchable(tmp_path / "search.umd", prompt="x ray")
+    array = load_image(pictures(tmp_path / "pictures")[1]).pixels
+    other = array.copy()
+    other[other.shape[0] // 2, other.shape[1] // 2] ^= 0xFF
+    wanted = umd_edge.Predictor.load(path).rank([array], TEXTS, method="fusion").texts_for(0)
+    texts = (ctypes.c_char_p * len(TEXTS))(*[text.encode() for text in TEXTS])
+    opened, shared = CPredictor(path), (None, 2, ctypes.c_uint32(0), None)
+    for pixels, differs in ((array, False), (other, True)):
+        image, matches = opened.encode(pixels), (Match * len(TEXTS))()
+        status = library().umd_rank_texts(image.handle, texts, len(TEXTS), *shared, matches)
+        assert status == 0
+        with pytest.raises(AssertionError) if differs else nullcontext():
+            _same_ranking(matches, wanted)
 
 
 def _same_ranking(matches: Any, wanted: tuple[umd_edge.Match, ...]) -> None:

@@ -41,6 +41,10 @@ TASKS = ["chest-xray", "breast-ultrasound", "skin-lesion"]
 def test_scaled_probabilities_are_those_of_python(
     task: str, image: CImage, encoded: umd_edge.EncodedImage
 ) -> None:
+    _same_findings(task, image, encoded)
+
+
+def _same_findings(task: str, image: CImage, encoded: umd_edge.EncodedImage) -> None:
     wanted: Any = encoded.classify(task)
     given = image.classify(task)
     probabilities = [finding.probability for finding in wanted.findings]
@@ -69,6 +73,12 @@ def test_a_multi_label_task_abstains_by_its_mean_certainty(image: CImage) -> Non
     "wanted", [{"sensitivity": 0.95}, {"sensitivity": 0.6}, {"specificity": 0.41}]
 )
 def test_operating_points_are_those_of_python(
+    task: str, wanted: dict[str, float], image: CImage, encoded: umd_edge.EncodedImage
+) -> None:
+    _same_points(task, wanted, image, encoded)
+
+
+def _same_points(
     task: str, wanted: dict[str, float], image: CImage, encoded: umd_edge.EncodedImage
 ) -> None:
     findings = encoded.classify(task, **wanted).findings  # type: ignore[arg-type]
@@ -111,6 +121,10 @@ def test_a_curve_that_does_not_reach_gives_its_best_point_as_in_python(
 def test_prediction_sets_are_those_of_python(
     coverage: float, image: CImage, encoded: umd_edge.EncodedImage
 ) -> None:
+    _same_sets(coverage, image, encoded)
+
+
+def _same_sets(coverage: float, image: CImage, encoded: umd_edge.EncodedImage) -> None:
     for task in TASKS:
         wanted = encoded.classify(task, coverage=coverage).prediction_set
         assert wanted is not None
@@ -133,6 +147,64 @@ def test_prediction_sets_are_those_of_python(
     assert len(given[0]) == len(answer.outputs)
     assert (given[1], given[2]) == (answer.n, answer.complete)
     assert answer.other is bool(given[3])
+
+
+# --- negative controls: one byte of one fitted constant ---------------------------------------
+
+
+def _change(values: list[Any], index: int, byte: int, bits: int = 1) -> None:
+    """Change a byte of one number; byte 0 holds the last of its digits."""
+    kept = np.array([values[index]], "<f8")
+    kept.view(np.uint8)[byte] ^= bits
+    values[index] = float(kept[0])
+
+
+def _changed(folder: Path, change: Callable[[dict[str, Any]], None]) -> CImage:
+    """The picture in the bundle with another constant."""
+
+    def edit(manifest: dict[str, Any]) -> None:
+        fit_everything(manifest)
+        # repeated objects of the fixture must not change together
+        manifest["tasks"] = copy.deepcopy(manifest["tasks"])
+        change(task_of(manifest, CHEST))
+
+    return CPredictor(repack(folder / "changed.umd", edit=edit)).encode(IMAGE)
+
+
+@pytest.mark.parametrize("name", ["scale", "bias"])
+def test_one_changed_byte_of_the_scaling_makes_the_comparison_fail(
+    name: str, encoded: umd_edge.EncodedImage, tmp_path: Path
+) -> None:
+    image = _changed(tmp_path, lambda task: _change(task["probability"][name], 0, 2))
+    with pytest.raises(AssertionError):
+        _same_findings(CHEST, image, encoded)
+
+
+@pytest.mark.parametrize("column", ["thresholds", "sensitivities", "specificities"])
+def test_one_changed_byte_of_a_curve_makes_the_comparison_fail(
+    column: str, encoded: umd_edge.EncodedImage, tmp_path: Path
+) -> None:
+    def change(task: dict[str, Any]) -> None:
+        _change(next(iter(task["operating_curves"].values()))[column], 0, 0)
+
+    image = _changed(tmp_path, change)
+    with pytest.raises(AssertionError):
+        _same_points(CHEST, {"sensitivity": 0.95}, image, encoded)
+
+
+def test_one_changed_byte_of_a_prediction_set_makes_the_comparison_fail(
+    encoded: umd_edge.EncodedImage, tmp_path: Path
+) -> None:
+    def change(task: dict[str, Any]) -> None:
+        states = next(iter(task["conformal"]["labels"].values()))
+        _change(states["absent"]["thresholds"], 1, 6, 0b101)  # 0.52 becomes 0.68
+
+    image = _changed(tmp_path, change)
+    with pytest.raises(AssertionError):
+        _same_sets(0.8, image, encoded)
+
+
+# --- refusals ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
