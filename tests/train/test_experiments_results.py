@@ -187,6 +187,29 @@ def test_what_was_not_run_is_listed(results: Results, tmp_path: Path):
     assert "| cnn | not run |" in page
 
 
+def test_what_only_a_larger_grid_asks_for_is_listed_as_not_run(results: Results, tmp_path: Path):
+    experiments = tuple(
+        replace(e, fractions=(0.01, *e.fractions)) if e.name == "few" else e
+        for e in results.plan.grid.experiments
+    )
+    (tmp_path / "whole").mkdir()
+    # other recipes, so other runs: what was run in the folder counts all the same
+    (tmp_path / "whole" / "tune.toml").write_text('name = "changed"\n', encoding="utf-8")
+    whole = replace(results.plan.grid, seeds=(0, 1, 2, 3), experiments=experiments)
+    before = results.missing()
+    more = replace(results, asked=make_plan(whole, tmp_path / "whole"))
+    few = [("eyes", arm, 0.01, [0, 1, 2, 3]) for arm in ("none", "mr")]
+    found = more.missing()
+    assert [item for item in found if item[2] == 0.01] == few
+    assert ("eyes", "mr", 0.1, [3]) in found
+    assert before[0] == ("eyes", "mr+td", 1.0, [1, 2])
+    assert ("eyes", "mr+td", 1.0, [1, 2, 3]) in found
+    write_page(more, tmp_path / "results.md")
+    page = (tmp_path / "results.md").read_text(encoding="utf-8")
+    missing = page[page.index("## Not run") :]
+    assert "* eyes: mr, 1% of the labelled patients, seeds 0, 1, 2, 3" in missing
+
+
 def test_few_labels_have_a_table_and_a_curve(results: Results, tmp_path: Path):
     write_page(results, tmp_path / "results.md")
     page = (tmp_path / "results.md").read_text(encoding="utf-8")
@@ -266,6 +289,14 @@ def test_a_folder_without_a_grid_is_a_usage_error(tmp_path: Path):
     assert "holds no grid.json" in done.stderr
 
 
+def test_a_whole_grid_that_cannot_be_read_is_a_usage_error(plan: Plan, tmp_path: Path):
+    save_plan(plan, tmp_path, tmp_path / "out")
+    given = ("--data", tmp_path, "--out", tmp_path / "page.md", "--grid", tmp_path / "no.toml")
+    done = _results(tmp_path / "out", *given)
+    assert done.exit_code == 2
+    assert "no.toml' cannot be read" in done.stderr
+
+
 def test_a_grid_without_a_finished_run_has_no_page(plan: Plan, tmp_path: Path):
     save_plan(plan, tmp_path, tmp_path / "out")
     with pytest.raises(UsageError, match=r"no arm in .* is finished"):
@@ -325,6 +356,11 @@ beside = ["cnn"]
     arguments = ["grid", str(tmp_path / "grid.toml"), "--data", str(synth), "--out", str(out)]
     done = CliRunner().invoke(main, [*arguments, "--jobs", "2"])
     assert done.exit_code == 0, done.output
+    part = (tmp_path / "grid.toml").read_text(encoding="utf-8")
+    whole = part.replace("seeds = [0]", "seeds = [0, 1]")
+    (tmp_path / "whole.toml").write_text(whole, encoding="utf-8")
+    done = _results(out, "--data", synth, "--out", page, "--grid", tmp_path / "whole.toml")
+    assert "* shapes: longer, seeds 1" in page.read_text(encoding="utf-8")
     done = _results(out, "--data", synth, "--out", page)
     assert done.exit_code == 0, done.output
     text = page.read_text(encoding="utf-8")

@@ -178,13 +178,24 @@ def _append(log: Path, name: str, split: str, figures: dict[str, Any]) -> None:
 @click.argument("folder", type=PATH, metavar="GRID_OUT")
 @data_option
 @split_options()
+@click.option(
+    "--grid",
+    "file",
+    type=PATH,
+    metavar="FILE",
+    help="The whole grid, where GRID_OUT is a part of it: the rest is listed as not run.",
+)
 @click.option("--out", type=PATH, required=True, help="Markdown page.")
-def results(folder: Path, data: Path, split: str, out: Path, log: Path | None) -> None:
+def results(
+    folder: Path, data: Path, split: str, file: Path | None, out: Path, log: Path | None
+) -> None:
     """Measure a grid's finished arms on one split and write the page of results."""
+    from .grid import load_grid, make_plan
     from .page import append_log, write_page
     from .results import measure_grid
 
-    measured = measure_grid(folder, data, split)
+    asked = make_plan(load_grid(file), file.resolve().parent) if file else None
+    measured = measure_grid(folder, data, split, asked)
     if log:  # first, so that no look goes unlogged
         append_log(log, measured)
     write_page(measured, out)

@@ -64,6 +64,8 @@ class Results:
     """(data set, kind)."""
     splits: dict[str, str] = field(default_factory=dict)
     """Data set -> where its splits are from, see `split_scheme`."""
+    asked: Plan | None = None
+    """A larger grid, where `plan` is a part of it alone."""
 
     def difference(
         self,
@@ -87,13 +89,23 @@ class Results:
         return paired_difference(one.outcomes(metric, common), other.outcomes(metric, common))
 
     def missing(self) -> list[tuple[str, str, float, list[int]]]:
-        """(data set, arm, fraction, seeds) that were not run."""
+        """(data set, arm, fraction, seeds) that were not run, or not planned in this folder."""
         found: dict[tuple[str, str, float], set[int]] = {}
-        for cell in self.plan.cells:
+        for cell in (*self.plan.cells, *self._unplanned()):
             if not is_done(self.folder, cell.jobs[-1]):
                 key = (cell.dataset, cell.arm, cell.fraction)
                 found.setdefault(key, set()).add(cell.seed)
         return [(*key, sorted(seeds)) for key, seeds in found.items()]
+
+    def _unplanned(self) -> list[Cell]:
+        """The cells of the larger grid that are not in the folder's."""
+        planned = {_place(cell) for cell in self.plan.cells}
+        return [c for c in self.asked.cells if _place(c) not in planned] if self.asked else []
+
+
+def _place(cell: Cell) -> tuple[str, str, float, int]:
+    """What a cell is for, whatever its recipes are like."""
+    return cell.dataset, cell.arm, cell.fraction, cell.seed
 
 
 def _validation(folder: Path, run: str, dataset: GridDataset) -> float:
@@ -148,13 +160,14 @@ def _baselines(
     return found
 
 
-def measure_grid(folder: Path, data: Path, split: str) -> Results:
+def measure_grid(folder: Path, data: Path, split: str, asked: Plan | None = None) -> Results:
     """Measure every finished arm of a grid, and the baselines.
 
     Args:
         folder: The grid's folder; predictions are kept in its `predictions/<split>`.
         data: Folder of the data sets.
         split: `train`, `val` or `test`.
+        asked: A larger grid: what the folder's leaves out of it counts as not run.
 
     Raises:
         UsageError: The folder holds no grid, or none of its arms is finished.
@@ -195,7 +208,7 @@ def measure_grid(folder: Path, data: Path, split: str) -> Results:
         for kind, predictions in _baselines(plan, datasets[name], data, split, kept).items()
     }
     splits = {name: _splits(plan, datasets[name], data) for name in used}
-    return Results(plan, folder, split, arms, baselines, splits)
+    return Results(plan, folder, split, arms, baselines, splits, asked)
 
 
 def _splits(plan: Plan, dataset: GridDataset, data: Path) -> str:
