@@ -40,6 +40,7 @@ __all__ = [
     "predict_examples",
     "rank_examples",
     "rank_pool",
+    "wanted_records",
 ]
 
 
@@ -180,13 +181,13 @@ def _examples(
     if not examples.examples:
         raise DataError(
             f"{data}: no record fits task {task.name!r}; left out: {dict(examples.dropped)}. "
-            f"{_wanted(task)}"
+            f"{wanted_records(task)}"
         )
     return records, examples
 
 
-def _wanted(task: TaskSpec) -> str:
-    """What a record needs, as a sentence."""
+def wanted_records(task: TaskSpec) -> str:
+    """What a record needs for a task, as a sentence without its full stop."""
     chosen = [f"{name} among {list(values)}" for name, values in task.select.items()]
     texts = [] if task.kind == "classification" else list(task.text_paths)
     targets = [] if task.kind == "retrieval" else [task.target.field]

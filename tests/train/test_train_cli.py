@@ -192,7 +192,9 @@ def test_evaluate_reports_errors_as_one_line(trained: Path, synth: Path, tmp_pat
     _fails(2, "this checkpoint has ['shapes', 'vqa']", "evaluate", final, "--task", "lungs", *data)
     _fails(3, "no checkpoint directory", "evaluate", tmp_path / "x", "--task", "shapes", *data)
     _fails(4, "cannot be read", "evaluate", final, "--task", "vqa", "--data", tmp_path / "x")
-    _fails(4, "no record fits", "evaluate", final, "--task", "vqa", *data)
+    told = _fails(4, "fits task 'vqa'", "evaluate", final, "--task", "vqa", *data)
+    assert str(manifest) in told
+    assert told.endswith("Give records with image, question, answer")
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"labels": ["disc"], "image": "gone.png"}\n{', encoding="utf-8")
     _fails(4, "broken.jsonl:2", "evaluate", final, "--task", "shapes", "--data", broken)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from umd_edge._evaluate import example_metrics
+from umd_edge._evaluate import example_metrics, wanted_records
 from umd_edge._evaluation import MetricValue
 from umd_edge._postprocess import probabilities
 from umd_edge._preprocess import PreprocessSpec
@@ -130,7 +130,10 @@ def evaluate_checkpoint(
     records = [record for path in manifests for record in read_records(path)]
     found = build_examples(records, task, checkpoint.structured_fields, on_unmapped=on_unmapped)
     if not found.examples:
-        raise DataError(f"no record fits task {task_name!r}; dropped: {dict(found.dropped)}")
+        raise DataError(
+            f"no record of {', '.join(map(str, manifests))} fits task {task_name!r}; left out: "
+            f"{dict(found.dropped)}. {wanted_records(task)}"
+        )
     spec = checkpoint.preprocess
     tokenizer = TextTokenizer.from_bytes(checkpoint.tokenizer_json, checkpoint.max_length)
     if task.kind == "retrieval":
