@@ -100,7 +100,7 @@ class Run(ABC):
             )
         self.step = 0
         self.watch = DivergenceWatch(self.optim.divergence_factor, out / "checkpoints")
-        self.checkpoint = inputs.checkpoint(self.model)
+        self.checkpoint = inputs.checkpoint(self.model, self.corpus)
         # a sharded module needs no wrapping, which would keep whole gradients in each process
         self.module = module if self.sharding else self.accelerator.prepare_model(module)
         self.prepared_optimizer: Any = self.accelerator.prepare(self.optimizer)

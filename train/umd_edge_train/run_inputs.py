@@ -38,17 +38,21 @@ class RunInputs:
     tokenizer: TextTokenizer
     preprocess: PreprocessSpec
     provenance: dict[str, Any] = field(repr=False)
+    """All of it but the data."""
 
-    def checkpoint(self, model: UMDModel) -> Checkpoint:
-        """The checkpoint of a run whose model is this one."""
+    def checkpoint(self, model: UMDModel, corpus: Corpus) -> Checkpoint:
+        """The checkpoint of a run whose model is this one.
+
+        `corpus` is that of the run, whose sources may have grown by those behind its teachers.
+        """
         return Checkpoint(
             model=model,
             tokenizer_json=self.tokenizer_json,
-            tasks=self.corpus.tasks,
-            structured_fields=self.corpus.fields,
+            tasks=corpus.tasks,
+            structured_fields=corpus.fields,
             preprocess=self.preprocess,
             max_length=self.config.max_length,
-            provenance=self.provenance,
+            provenance={**self.provenance, "data": corpus.sources},
         )
 
 
@@ -91,11 +95,11 @@ def read_inputs(recipe: Recipe, data: Path, init: Path | None) -> RunInputs:
             mean=recipe.normalise.mean,
             std=recipe.normalise.std,
         ),
-        provenance=_provenance(recipe, corpus, data, str(init.name) if init else ""),
+        provenance=_provenance(recipe, data, str(init.name) if init else ""),
     )
 
 
-def _provenance(recipe: Recipe, corpus: Corpus, data: Path, parent: str) -> dict[str, Any]:
+def _provenance(recipe: Recipe, data: Path, parent: str) -> dict[str, Any]:
     return {
         "created": datetime.now(timezone.utc).replace(microsecond=0).isoformat(),
         "recipe": recipe.to_dict(),
@@ -103,6 +107,5 @@ def _provenance(recipe: Recipe, corpus: Corpus, data: Path, parent: str) -> dict
         "torch": str(torch.__version__),
         "python": platform.python_version(),
         "initialised_from": parent,
-        "data": corpus.sources,
         "splits": {d.name: split_scheme(data / d.path) for d in recipe.datasets},
     }
