@@ -59,10 +59,10 @@ class SmallCNN(nn.Module):
         self.config = config
         width = config.fusion.hidden_size
         vision = config.vision
-        # the name decides the stem's learning rate (see `build_optimizer`)
+        # names decide how `build_optimizer` treats the stem, the words and the heads
         stem = ConvStem(vision.stem_channels, vision.stem_convolutions)
         self.vision_encoder = nn.ModuleDict({"stem": stem})
-        self.words = nn.Embedding(config.vocabulary_size, width)
+        self.word_embeddings = nn.Embedding(config.vocabulary_size, width)
         self.image = nn.Linear(vision.stem_channels[-1], width)
         self.structured = nn.Linear(2 * len(fields), width)
         self.task_heads = nn.ModuleDict(
@@ -71,7 +71,7 @@ class SmallCNN(nn.Module):
                 for task in tasks
             }
         )
-        nn.init.normal_(self.words.weight, std=config.initializer_range)
+        nn.init.normal_(self.word_embeddings.weight, std=config.initializer_range)
 
     def enable_gradient_checkpointing(self) -> None:
         """Nothing to do: it has no deep encoder."""
@@ -83,7 +83,7 @@ class SmallCNN(nn.Module):
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """(B, L) ids and mask -> word embeddings (B, L, D) and their mean (B, D)."""
-        tokens = self.words(input_ids)
+        tokens = self.word_embeddings(input_ids)
         weight = attention_mask[..., None].to(tokens.dtype)
         return tokens, (tokens * weight).sum(dim=1) / weight.sum(dim=1)
 
