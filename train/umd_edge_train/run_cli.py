@@ -38,8 +38,8 @@ def run_options(
                 metrics = command(out=out, **given)
             except KeyboardInterrupt:
                 click.echo(
-                    f"stopped; the same command with --resume goes on from the newest checkpoint "
-                    f"in {str(out / 'checkpoints')!r}",
+                    "stopped; the same command with --resume goes on from the newest checkpoint "
+                    f"in {str(out / 'checkpoints')!r}, or starts afresh where there is none",
                     err=True,
                 )
                 raise
