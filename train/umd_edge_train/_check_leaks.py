@@ -16,7 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Leak", "Sample", "find_leaks"]
+__all__ = [
+    "Leak",
+    "Sample",
+    "find_leaks",
+    "flatten",
+]
 
 PRESENCE_LIMIT = 0.55
 """Balanced accuracy, for one label against the rest, from which presence is reported."""

@@ -24,7 +24,15 @@ from umd_edge._tokenizer import TextTokenizer
 from .corpus import Corpus
 from .recipe import OptimConfig, Recipe
 
-__all__ = ["Batch", "Picture", "epoch_batches", "hide_structured", "pictures_of"]
+__all__ = [
+    "Batch",
+    "Picture",
+    "answer_index",
+    "epoch_batches",
+    "hide_structured",
+    "pictures_of",
+    "steps_per_epoch",
+]
 
 
 @dataclass(frozen=True, slots=True)

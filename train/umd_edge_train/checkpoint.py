@@ -35,8 +35,14 @@ __all__ = [
     "CheckpointError",
     "commit",
     "load_checkpoint",
+    "load_weights",
     "pack_checkpoint",
+    "read_settings",
     "save_checkpoint",
+    "save_weights",
+    "settings_of",
+    "write_directory_atomically",
+    "write_json",
 ]
 
 _FORMAT = 1

@@ -13,7 +13,15 @@ from typing import Any, Literal, TypeVar
 
 from umd_edge.errors import UsageError
 
-__all__ = ["PRESETS", "FusionConfig", "ModelConfig", "TextConfig", "VisionConfig", "from_dict"]
+__all__ = [
+    "PRESETS",
+    "FusionConfig",
+    "ModelConfig",
+    "TextConfig",
+    "VisionConfig",
+    "from_dict",
+    "model_config",
+]
 
 T = TypeVar("T")
 

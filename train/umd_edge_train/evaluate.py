@@ -25,7 +25,12 @@ from .pictures import PictureSource, PictureStore
 from .retrieval import evaluate_retrieval_task
 from .split_scheme import split_scheme
 
-__all__ = ["evaluate_checkpoint", "evaluate_task", "task_logits"]
+__all__ = [
+    "evaluate_checkpoint",
+    "evaluate_task",
+    "find_task",
+    "task_logits",
+]
 
 
 def _chunks(examples: Sequence[Example], pictures: int) -> Iterable[list[Example]]:

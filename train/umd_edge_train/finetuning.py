@@ -16,7 +16,11 @@ from .objectives import SupervisedObjective
 from .recipe import Recipe
 from .run import Run, TrainingDivergedError
 
-__all__ = ["TrainingDivergedError", "finetune"]
+__all__ = [
+    "FineTuning",
+    "TrainingDivergedError",
+    "finetune",
+]
 
 
 class FineTuning(Run):

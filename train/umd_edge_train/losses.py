@@ -19,6 +19,7 @@ from .objectives import SupervisedObjective, contrastive_loss, match_loss, wrong
 
 __all__ = [
     "Features",
+    "Precision",
     "SupervisedStep",
     "attention",
     "autocast",

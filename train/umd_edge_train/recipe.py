@@ -22,7 +22,16 @@ if sys.version_info >= (3, 11):
 else:  # pragma: no cover - exercised on Python 3.10 only
     import tomli as tomllib
 
-__all__ = ["Recipe", "load_recipe", "recipe_from_dict"]
+__all__ = [
+    "AugmentConfig",
+    "DatasetConfig",
+    "OptimConfig",
+    "Recipe",
+    "StructuredConfig",
+    "TaskTraining",
+    "load_recipe",
+    "recipe_from_dict",
+]
 
 
 _TASK_RANGES = {

@@ -20,7 +20,14 @@ import numpy.typing as npt
 from umd_edge._evaluation import Resamples
 from umd_edge.errors import DataError
 
-__all__ = ["Outcomes", "Rankings", "Summary", "paired_difference", "summarise"]
+__all__ = [
+    "Outcomes",
+    "Rankings",
+    "Results",
+    "Summary",
+    "paired_difference",
+    "summarise",
+]
 
 BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float64]

@@ -28,7 +28,17 @@ from ..recipe import DatasetConfig, Recipe, recipe_from_dict
 from .cnn import is_cnn, load_cnn
 from .paired import Outcomes
 
-__all__ = ["Predictions", "outcomes", "predict_checkpoint", "predict_run", "predictions_of"]
+__all__ = [
+    "Predictions",
+    "fingerprint",
+    "kept_predictions",
+    "manifests",
+    "outcomes",
+    "predict_checkpoint",
+    "predict_run",
+    "predictions_of",
+    "task_records",
+]
 
 _NO_LETTER = re.compile(r"[^a-z0-9]+")
 

@@ -22,7 +22,13 @@ from umd_edge.errors import UmdEdgeError, UsageError
 
 from .grid import Cell, Job, Plan
 
-__all__ = ["GridFailedError", "GridRun", "load_plan", "save_plan"]
+__all__ = [
+    "GridFailedError",
+    "GridRun",
+    "is_done",
+    "load_plan",
+    "save_plan",
+]
 
 State = Literal["waiting", "running", "done", "failed", "blocked"]
 
