@@ -22,7 +22,8 @@ from umd_edge_train.losses import (
 from umd_edge_train.models import UMDModel
 from umd_edge_train.objectives import similarity
 from umd_edge_train.pictures import PictureSource, augment
-from umd_edge_train.recipe import Recipe, TaskTraining
+from umd_edge_train.recipe import Recipe
+from umd_edge_train.task_training import TaskTraining
 
 from .distil_data import DistillationObjective
 from .distil_features import (

@@ -222,7 +222,8 @@ def test_the_rest_of_a_set_takes_part_without_its_labels(synth: Path, tmp_path: 
     )
     objective = DistillationObjective(recipe, labelled)
     assert objective.targets(0, fresh).tolist() == [-100] * len(fresh)
-    losses = objective.losses(0, torch.randn(len(fresh), 4), objective.targets(0, fresh))
+    shown = torch.zeros(len(fresh), 0)
+    losses = objective.losses(0, torch.randn(len(fresh), 4), objective.targets(0, fresh), shown)
     assert not losses.any()
     noted = corpus.sources["shapes without labels (train.jsonl)"]
     assert noted["train_records"] == len(fresh)

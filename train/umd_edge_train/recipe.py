@@ -16,6 +16,7 @@ from .distillation_config import DistillationConfig
 from .gm_coord import CoordinationConfig
 from .ranges import ABOVE_ZERO, AT_LEAST_ZERO, BELOW_ONE, UP_TO_ONE, check_ranges
 from .reconstruction_config import ReconstructionConfig
+from .task_training import TaskTraining
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -28,18 +29,11 @@ __all__ = [
     "OptimConfig",
     "Recipe",
     "StructuredConfig",
-    "TaskTraining",
     "load_recipe",
     "recipe_from_dict",
 ]
 
 
-_TASK_RANGES = {
-    "loss_weight": AT_LEAST_ZERO,
-    "label_smoothing": BELOW_ONE,
-    "teacher_weight": AT_LEAST_ZERO,
-    "temperature": AT_LEAST_ZERO,
-}
 _OPTIM_RANGES = {
     "learning_rate": AT_LEAST_ZERO,
     "stem_rate": AT_LEAST_ZERO,
@@ -107,28 +101,6 @@ class VocabularyConfig:
     path: str
     """JSONL file below the data directory."""
     fields: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskTraining:
-    """How one task is trained, beside its `TaskSpec`."""
-
-    datasets: tuple[str, ...]
-    loss_weight: float = 1.0
-    class_weight: Literal["none", "sqrt", "balanced"] = "none"
-    """Weight of a class in the loss: 1, count^-1/2 or count^-1, scaled to mean 1."""
-    loss: Literal["softmax", "bce"] = "softmax"
-    """`bce` is the paper's VQA loss: sigmoid cross-entropy summed over the answers."""
-    label_smoothing: float = 0.0
-    answer_min_count: int = 1
-    """VQA: answers rarer than this in the training split are left out of the vocabulary."""
-    teacher_weight: float = 1.0
-    """`distil`: what the loss of a teacher's soft answers to this task is multiplied by."""
-    temperature: float = 0.0
-    """`distil`: of this task's soft answers; 0: the run's, `distillation.temperature`."""
-
-    def __post_init__(self) -> None:
-        check_ranges("tasks", self, _TASK_RANGES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

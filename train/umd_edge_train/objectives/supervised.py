@@ -20,10 +20,12 @@ from torch.nn import functional
 from umd_edge._answers import normalise_answer
 from umd_edge._records import Example, ExampleSet
 from umd_edge._task import TaskSpec
+from umd_edge.errors import UsageError
 
 from ..batches import answer_index
 from ..corpus import Corpus
-from ..recipe import Recipe, TaskTraining
+from ..recipe import Recipe
+from ..task_training import HiddenWeight, TaskTraining
 
 __all__ = ["SupervisedObjective", "classification_loss", "multi_label_loss", "vqa_loss"]
 
@@ -96,6 +98,10 @@ class SupervisedObjective:
             self._class_weights(task, training, sets)
             for task, training, sets in zip(corpus.tasks, self.training, corpus.train, strict=True)
         ]
+        self._fields = [field.name for field in corpus.fields]
+        for task, training in zip(corpus.tasks, self.training, strict=True):
+            for row in training.hidden_weight:
+                _check_hidden_weight(task, row)
 
     @staticmethod
     def _class_weights(
@@ -128,13 +134,14 @@ class SupervisedObjective:
         stacked = torch.from_numpy(np.stack([e.target for e in examples if e.target is not None]))
         return stacked if self.tasks[index].multi_label else stacked.argmax(dim=1)
 
-    def losses(self, index: int, logits: Tensor, targets: Tensor) -> Tensor:
-        """Unweighted loss of each example of task `index`.
+    def losses(self, index: int, logits: Tensor, targets: Tensor, shown: Tensor) -> Tensor:
+        """Loss of each example of task `index`, without the task's weight.
 
         Args:
             index: Which task.
             logits: (E, K) float32.
             targets: As `targets` gives them, on the logits' device.
+            shown: (E, F) float32, 1 where a structured value is present and not hidden.
 
         Returns:
             (E,) float32.
@@ -147,4 +154,28 @@ class SupervisedObjective:
         weights = self._weights[index]
         if weights is not None:
             weights = weights.to(logits.device)
-        return classification_loss(logits, targets, weights, training.label_smoothing)
+        losses = classification_loss(logits, targets, weights, training.label_smoothing)
+        for row in training.hidden_weight:
+            rows = [task.outputs.index(label) for label in row.labels]
+            meant = torch.isin(targets, torch.tensor(rows, device=targets.device))
+            hidden = shown[:, self._fields.index(row.field)] == 0
+            losses = torch.where(meant & hidden, row.factor * losses, losses)
+        return losses
+
+
+def _check_hidden_weight(task: TaskSpec, row: HiddenWeight) -> None:
+    """Its labels and its field are the task's.
+
+    Raises:
+        UsageError: They are not, or the task is none that this weighs.
+    """
+    where = f"tasks: hidden_weight of {task.name!r}"
+    if task.kind != "classification" or task.multi_label:
+        raise UsageError(f"{where}: only a single-label classification has one; leave it out")
+    strangers = sorted(set(row.labels) - set(task.outputs))
+    if strangers:
+        raise UsageError(f"{where}: labels {strangers} given; the task has {list(task.outputs)}")
+    if row.field not in task.structured_paths:
+        raise UsageError(
+            f"{where}: field {row.field!r} given; the task reads {list(task.structured_paths)}"
+        )
