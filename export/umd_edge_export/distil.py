@@ -19,7 +19,12 @@ from umd_edge.errors import UsageError
 from umd_edge_train.finetuning import FineTuning
 from umd_edge_train.recipe import Recipe
 
-from .distil_data import DistillationObjective, add_unlabelled, training_records
+from .distil_data import (
+    DistillationObjective,
+    add_unlabelled,
+    sigmoid_tasks,
+    training_records,
+)
 from .distil_features import weights_digest
 from .distil_step import DistillationStep, Faculty
 from .published import PublishedTeacher
@@ -69,11 +74,11 @@ class Distillation(FineTuning):
 
     def build(self) -> nn.Module:
         """Student, losses and teachers."""
-        objective = DistillationObjective(self.recipe, self.corpus)
+        objective = DistillationObjective(self.recipe, self.corpus, self.tokenizer)
         self.objective = objective
         if self.recipe.distillation.has_teacher:
             self.corpus = add_unlabelled(self.recipe, self.corpus, self._data)
-        faculty = self._faculty(objective.sigmoid)
+        faculty = self._faculty(sigmoid_tasks(self.recipe, self.corpus.tasks))
         self._step: DistillationStep = DistillationStep(
             self.model, objective, self.recipe, self.spec, faculty
         )

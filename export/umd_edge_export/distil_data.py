@@ -26,6 +26,7 @@ __all__ = [
     "add_unlabelled",
     "manifest_hashes",
     "record_key",
+    "sigmoid_tasks",
     "training_records",
     "without_target",
 ]
@@ -165,11 +166,11 @@ class DistillationObjective(SupervisedObjective):
             targets = targets.masked_fill(torch.tensor(unknown), -100)
         return targets
 
-    @property
-    def sigmoid(self) -> frozenset[str]:
-        """Tasks whose outputs have a probability each: several labels, or the paper's VQA loss."""
-        return frozenset(
-            task.name
-            for task, training in zip(self.tasks, self.training, strict=True)
-            if task.multi_label or (task.kind == "vqa" and training.loss == "bce")
-        )
+
+def sigmoid_tasks(recipe: Recipe, tasks: Sequence[TaskSpec]) -> frozenset[str]:
+    """Tasks whose outputs have a probability each: several labels, or the paper's VQA loss."""
+    return frozenset(
+        task.name
+        for index, task in enumerate(tasks)
+        if task.multi_label or (task.kind == "vqa" and recipe.training_of(index).loss == "bce")
+    )

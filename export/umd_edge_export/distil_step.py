@@ -25,7 +25,7 @@ from umd_edge_train.pictures import PictureSource, augment
 from umd_edge_train.recipe import Recipe
 from umd_edge_train.task_training import TaskTraining
 
-from .distil_data import DistillationObjective
+from .distil_data import DistillationObjective, sigmoid_tasks
 from .distil_features import (
     Encoded,
     FeatureHeads,
@@ -86,6 +86,7 @@ class DistillationStep(SupervisedStep):
             self.heads = FeatureHeads(model, faculty.feature_teachers(), self.config)
         self.sources: dict[PreprocessSpec, PictureSource] = {}
         """Pictures of each preprocessing that is not the student's."""
+        self._sigmoid = sigmoid_tasks(recipe, objective.tasks)
         self._training: Mapping[str, TaskTraining] = {
             task.name: training
             for task, training in zip(objective.tasks, objective.training, strict=True)
@@ -211,7 +212,7 @@ class DistillationStep(SupervisedStep):
                 head(features.joint[rows[name]])[:, told.rows],
                 told.logits,
                 self._training[name].temperature or self.config.temperature,
-                sigmoid=name in cast(DistillationObjective, self.objective).sigmoid,
+                sigmoid=name in self._sigmoid,
             )
             named[f"{name}_soft_loss"] = float(losses.detach().sum() / told.known.sum())
             total = total + self._factor(name) * losses.sum()

@@ -38,9 +38,9 @@ from umd_edge_train.corpus import load_corpus
 from umd_edge_train.recipe import Recipe
 
 from .distil_data import (
-    DistillationObjective,
     add_unlabelled,
     manifest_hashes,
+    sigmoid_tasks,
     training_records,
 )
 from .distil_features import Encoded
@@ -100,10 +100,11 @@ def write_soft_targets(recipe: Recipe, data: Path, teachers: Sequence[Path], out
     if not teachers:
         raise UsageError("no teacher given; give --teacher CHECKPOINT")
     labelled = load_corpus(recipe, data)
-    objective = DistillationObjective(recipe, labelled)
     corpus = add_unlabelled(recipe, labelled, data)
     ensemble = Ensemble(
-        load_teachers(teachers, training_records(recipe, data)), corpus.tasks, objective.sigmoid
+        load_teachers(teachers, training_records(recipe, data)),
+        corpus.tasks,
+        sigmoid_tasks(recipe, corpus.tasks),
     )
     keys: dict[str, list[bytes]] = {name: [] for name in (*ensemble.shared, *ensemble.retrieval)}
     # by the end of a tensor's name

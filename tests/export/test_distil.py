@@ -25,6 +25,7 @@ from umd_edge_train.checkpoint import CheckpointError, load_weights
 from umd_edge_train.corpus import load_corpus
 from umd_edge_train.finetuning import finetune
 from umd_edge_train.recipe import Recipe, load_recipe
+from umd_edge_train.run_inputs import read_inputs
 
 # No evaluation on the way: it takes as long as the training.
 QUIET = ("run.evaluate_every_epochs=1000", "optim.epochs=1")
@@ -220,7 +221,7 @@ def test_the_rest_of_a_set_takes_part_without_its_labels(synth: Path, tmp_path: 
             read_records(synth / "shapes" / "train.jsonl"), corpus.tasks[0], corpus.fields
         ).examples
     )
-    objective = DistillationObjective(recipe, labelled)
+    objective = DistillationObjective(recipe, labelled, read_inputs(recipe, synth, None).tokenizer)
     assert objective.targets(0, fresh).tolist() == [-100] * len(fresh)
     shown = torch.zeros(len(fresh), 0)
     losses = objective.losses(0, torch.randn(len(fresh), 4), objective.targets(0, fresh), shown)

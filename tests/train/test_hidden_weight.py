@@ -9,10 +9,10 @@ import torch
 
 from support.training import write_recipe
 from umd_edge.errors import UsageError
-from umd_edge_train.corpus import load_corpus
 from umd_edge_train.finetuning import finetune
 from umd_edge_train.objectives import SupervisedObjective
 from umd_edge_train.recipe import load_recipe
+from umd_edge_train.run_inputs import read_inputs
 
 _MARKER = 'tasks.0.hidden_weight=[{field="structured.marker_mg_l", labels=["ill"], factor=3.0}]'
 _LOGITS = torch.tensor([[1.0, -1.0], [0.5, 0.2], [-2.0, 1.0], [0.0, 0.0]])
@@ -21,7 +21,8 @@ _ILL_WELL = torch.tensor([0, 1, 0, 1])
 
 def _objective(synth: Path, tmp_path: Path, *settings: str) -> SupervisedObjective:
     recipe = load_recipe(write_recipe(tmp_path, "values"), list(settings))
-    return SupervisedObjective(recipe, load_corpus(recipe, synth))
+    inputs = read_inputs(recipe, synth, None)
+    return SupervisedObjective(recipe, inputs.corpus, inputs.tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -92,5 +93,6 @@ def test_questions_have_none(synth: Path, tmp_path: Path):
     path = write_recipe(tmp_path, "questions")
     setting = 'tasks.0.hidden_weight=[{field="age", labels=["yes"]}]'
     recipe = load_recipe(path, [setting])
+    inputs = read_inputs(recipe, synth, None)
     with pytest.raises(UsageError, match="single-label"):
-        SupervisedObjective(recipe, load_corpus(recipe, synth))
+        SupervisedObjective(recipe, inputs.corpus, inputs.tokenizer)

@@ -33,7 +33,7 @@ class FineTuning(Run):
 
     def build(self) -> nn.Module:
         """Model and supervised objective."""
-        self.objective = SupervisedObjective(self.recipe, self.corpus)
+        self.objective = SupervisedObjective(self.recipe, self.corpus, self.tokenizer)
         self._step = SupervisedStep(self.model, self.objective, self.optim.precision)
         return self._step
 

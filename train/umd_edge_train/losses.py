@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from umd_edge._task import output_name
@@ -87,27 +88,52 @@ def batch_features(
 
 def _retrieval_loss(
     model: UMDModel,
+    objective: SupervisedObjective,
+    index: int,
     batch: Batch,
     rows: Tensor,
     features: Features,
+    precision: Precision,
     rng: torch.Generator,
     observe: Observer | None,
 ) -> Tensor:
     """Contrastive plus match loss of the retrieval pairs of a batch (mean over the pairs)."""
     texts = [batch.examples[i].text for i in rows]
     same = torch.tensor([[a == b for b in texts] for a in texts])
-    owner = batch.owner[rows]
+    drawn = objective.drawn[index]
+    if drawn is None:
+        match = _match_within_batch(model, batch, rows, features, same, rng, observe)
+    else:
+        wrong = drawn.draw(texts, rng)
+        match = _match_among_drawn(model, batch, rows, features, wrong, precision, observe)
+    weight = objective.training[index].contrast_weight
+    if not weight:
+        return match
     contrastive = contrastive_loss(
-        features.image_embedding[owner].float(),
+        features.image_embedding[batch.owner[rows]].float(),
         features.text_embedding[rows].float(),
         same.to(rows.device),
     ).mean()
+    return weight * contrastive + match
+
+
+def _match_within_batch(
+    model: UMDModel,
+    batch: Batch,
+    rows: Tensor,
+    features: Features,
+    same: Tensor,
+    rng: torch.Generator,
+    observe: Observer | None,
+) -> Tensor:
+    """Right pairs against pictures with another text of the batch: binary cross-entropy."""
+    owner = batch.owner[rows]
     wrong = wrong_texts(same, rng).to(rows.device)
     usable = torch.nonzero(wrong >= 0).flatten()
     other = rows[wrong[usable]]
     true_logits = model.match_head(features.joint[rows])[:, 0]
     if not len(usable):
-        return contrastive + match_loss(true_logits, true_logits[:0])
+        return match_loss(true_logits, true_logits[:0])
     wrong_joint = model.fuse_tokens(
         features.image_tokens[owner[usable]].float(),
         features.text_tokens[other].float(),
@@ -120,7 +146,36 @@ def _retrieval_loss(
         candidates = torch.stack([features.joint[rows][usable], wrong_joint], dim=1)
         first = torch.zeros(len(usable), dtype=torch.int64, device=rows.device)
         observe(model.match_head, candidates, first)
-    return contrastive + match_loss(true_logits, model.match_head(wrong_joint)[:, 0])
+    return match_loss(true_logits, model.match_head(wrong_joint)[:, 0])
+
+
+def _match_among_drawn(
+    model: UMDModel,
+    batch: Batch,
+    rows: Tensor,
+    features: Features,
+    wrong: tuple[Tensor, Tensor],
+    precision: Precision,
+    observe: Observer | None,
+) -> Tensor:
+    """Right text against those drawn for the same picture: cross-entropy over all candidates."""
+    ids, mask = (tensor.to(rows.device) for tensor in wrong)
+    count = len(ids) // len(rows)
+    pair = rows.repeat_interleave(count)
+    with autocast(rows.device, precision):
+        joint = model.fuse_tokens(
+            features.image_tokens[batch.owner[pair]],
+            model.encode_text(ids, mask)[0],
+            mask,
+            batch.structured_values[pair],
+            batch.structured_mask[pair],
+        ).float()
+    own = features.joint[rows][:, None]
+    candidates = torch.cat([own, joint.view(len(rows), count, -1)], dim=1)
+    first = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+    if observe is not None:
+        observe(model.match_head, candidates, first)
+    return functional.cross_entropy(model.match_head(candidates)[..., 0], first)
 
 
 def batch_loss(
@@ -162,7 +217,9 @@ def batch_loss(
             if not len(rows):
                 continue
             if task.kind == "retrieval":
-                loss = _retrieval_loss(model, batch, rows, features, rng, observe)
+                loss = _retrieval_loss(
+                    model, objective, index, batch, rows, features, precision, rng, observe
+                )
                 losses = loss.expand(len(rows))
             else:
                 head = model.task_heads[output_name(task.name)]

@@ -13,6 +13,8 @@ __all__ = ["HiddenWeight", "TaskTraining"]
 
 _TASK_RANGES = {
     "loss_weight": AT_LEAST_ZERO,
+    "contrast_weight": AT_LEAST_ZERO,
+    "drawn_texts": AT_LEAST_ZERO,
     "label_smoothing": BELOW_ONE,
     "teacher_weight": AT_LEAST_ZERO,
     "temperature": AT_LEAST_ZERO,
@@ -57,6 +59,12 @@ class TaskTraining:
     """`distil`: what the loss of a teacher's soft answers to this task is multiplied by."""
     temperature: float = 0.0
     """`distil`: of this task's soft answers; 0: the run's, `distillation.temperature`."""
+    contrast_weight: float = 1.0
+    """Retrieval: weight of the contrast of embeddings beside the loss of the match head."""
+    drawn_texts: int = 0
+    """Retrieval: wrong texts of the training split that are drawn for each picture; the match head
+    tells the right one from them by a softmax (the paper: 15). 0: one wrong text of the batch, by
+    binary cross-entropy, which costs one fusion instead of so many."""
     hidden_weight: tuple[HiddenWeight, ...] = ()
     """Single-label classification: what weighs more where a structured value is not shown."""
 

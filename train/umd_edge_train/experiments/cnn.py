@@ -155,7 +155,7 @@ class CNNRun(Run):
         torch.manual_seed(self.recipe.seed)
         cnn = SmallCNN(self.model.config, self.corpus.tasks, self.corpus.fields)
         self.model = cast(UMDModel, cnn)
-        objective = SupervisedObjective(self.recipe, self.corpus)
+        objective = SupervisedObjective(self.recipe, self.corpus, self.tokenizer)
         return SupervisedStep(self.model, objective, self.optim.precision)
 
     def validate(self) -> dict[str, Any]:

@@ -20,10 +20,12 @@ from torch.nn import functional
 from umd_edge._answers import normalise_answer
 from umd_edge._records import Example, ExampleSet
 from umd_edge._task import TaskSpec
+from umd_edge._tokenizer import TextTokenizer
 from umd_edge.errors import UsageError
 
 from ..batches import answer_index
 from ..corpus import Corpus
+from ..drawn_texts import DrawnTexts
 from ..recipe import Recipe
 from ..task_training import HiddenWeight, TaskTraining
 
@@ -90,7 +92,7 @@ def vqa_loss(logits: Tensor, targets: Tensor) -> Tensor:
 class SupervisedObjective:
     """The weighted losses of all supervised tasks of a run."""
 
-    def __init__(self, recipe: Recipe, corpus: Corpus) -> None:
+    def __init__(self, recipe: Recipe, corpus: Corpus, tokenizer: TextTokenizer) -> None:
         self.tasks = corpus.tasks
         self.training = [recipe.training_of(i) for i in range(len(corpus.tasks))]
         self._answers = [answer_index(t.outputs) if t.kind == "vqa" else {} for t in corpus.tasks]
@@ -98,10 +100,32 @@ class SupervisedObjective:
             self._class_weights(task, training, sets)
             for task, training, sets in zip(corpus.tasks, self.training, corpus.train, strict=True)
         ]
+        self.drawn = [
+            self._drawn(task, training, sets, tokenizer)
+            for task, training, sets in zip(corpus.tasks, self.training, corpus.train, strict=True)
+        ]
+        """Where the wrong texts of each task come from; None: from the batch."""
         self._fields = [field.name for field in corpus.fields]
         for task, training in zip(corpus.tasks, self.training, strict=True):
             for row in training.hidden_weight:
                 _check_hidden_weight(task, row)
+
+    @staticmethod
+    def _drawn(
+        task: TaskSpec,
+        training: TaskTraining,
+        sets: Sequence[ExampleSet],
+        tokenizer: TextTokenizer,
+    ) -> DrawnTexts | None:
+        if not training.drawn_texts:
+            return None
+        if task.kind != "retrieval":
+            raise UsageError(
+                f"tasks.drawn_texts: {training.drawn_texts} given for {task.name!r}, a task of "
+                f"kind {task.kind!r}; only retrieval has wrong texts, so leave it out"
+            )
+        texts = (e.text for s in sets for e in s.examples)
+        return DrawnTexts(texts, training.drawn_texts, tokenizer, task.name)
 
     @staticmethod
     def _class_weights(
