@@ -196,6 +196,21 @@ def test_a_stage_that_asks_for_the_fraction_is_run_for_each(folder: Path):
     assert by_fraction[1.0] in plan.select(["td"], [0], ["eyes"])[0].jobs
 
 
+def test_an_arm_may_go_another_way_with_few_labels(folder: Path):
+    whole_before = {c.jobs for c in _plan(folder).cells if c.fraction == 1.0}
+    grid = (folder / "grid.toml").read_text(encoding="utf-8")
+    old = 'name = "mr"\nstages = ["pre", "tune"]'
+    new = f'{old}\nfew_stages = ["pre", "adapt", "tune"]'
+    (folder / "grid.toml").write_text(grid.replace(old, new), encoding="utf-8")
+    plan = _plan(folder)
+    stages = {job.name: job.stage for job in plan.jobs}
+    for cell in plan.select(["mr"], [0], ["eyes"]):
+        few = ["pre", "adapt", "tune"]
+        assert [stages[job] for job in cell.jobs] == (few if cell.fraction < 1.0 else few[::2])
+    # runs with all labels stay what they were
+    assert {c.jobs for c in plan.cells if c.fraction == 1.0} == whole_before
+
+
 def test_a_changed_recipe_makes_new_runs_of_it_and_of_what_follows(folder: Path):
     before = {(c.dataset, c.arm, c.fraction, c.seed): c.jobs for c in _plan(folder).cells}
     (folder / "adapt-eyes.toml").write_text('name = "other"\n', encoding="utf-8")
@@ -217,6 +232,7 @@ def test_a_plan_survives_json(folder: Path):
     ("old", "new", "message"),
     [
         ('stages = ["tune"]', 'stages = ["tuna"]', "stages ['tuna'] given"),
+        ('stages = ["tune"]', 'stages = ["tune"]\nfew_stages = ["x"]', "few_stages ['x'] given"),
         ('arms = ["none", "mr", "td"]', 'arms = ["none", "mr", "xx"]', "'xx'] given"),
         ('datasets = ["eyes", "ears"]', 'datasets = ["nose"]', "datasets ['nose'] given"),
         ("seeds = [0, 1]", "seeds = [1, 1]", "distinct"),

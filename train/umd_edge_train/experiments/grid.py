@@ -71,8 +71,14 @@ class Arm:
 
     name: str
     stages: tuple[str, ...]
+    few_stages: tuple[str, ...] = ()
+    """In place of `stages` where only a part of the patients is labelled; empty: the same."""
     set: tuple[str, ...] = ()
     """Settings of the last stage."""
+
+    def chain(self, fraction: float) -> tuple[str, ...]:
+        """The stages of a run with this part of the patients labelled."""
+        return self.few_stages if fraction < 1.0 and self.few_stages else self.stages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +127,7 @@ class Grid:
             raise UsageError(f"grid.seeds: {list(self.seeds)} given; distinct, 0 or more, allowed")
         for arm in self.arms:
             _known(f"arm {arm.name!r}", "stages", arm.stages, self.stages)
+            _known(f"arm {arm.name!r}", "few_stages", arm.chain(0.5), self.stages)
         for experiment in self.experiments:
             where = f"experiment {experiment.name!r}"
             _known(where, "datasets", experiment.datasets, self.datasets)
@@ -300,9 +307,10 @@ class _Planner:
         extra = (*arm.set, *trial)
         if fraction < 1.0:
             extra += tuple(_of(fraction, text) for text in self.grid.fraction_settings)
+        stages = arm.chain(fraction)
         chain: list[str] = []
-        for position, name in enumerate(arm.stages, start=1):
-            own = extra if position == len(arm.stages) else ()
+        for position, name in enumerate(stages, start=1):
+            own = extra if position == len(stages) else ()
             parent = chain[-1] if chain else ""
             chain.append(self.job(self.stages[name], dataset, fraction, seed, own, parent))
         return Cell(
