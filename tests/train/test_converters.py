@@ -316,18 +316,36 @@ def test_other_counts_than_published_are_a_warning_or_with_strict_counts_an_erro
 
 def test_strict_counts_pass_where_the_counts_are_the_published_ones(tmp_path: Path, monkeypatch):
     source = sets.slake(tmp_path / "source")
-    counts = {"train": 8, "val": 2, "test": 3}
+    counts = {"train": 8, "train open": 8, "train closed": 0, "train pictures": 8, "pictures": 13}
+    counts |= {"val": 2, "test": 3}
     monkeypatch.setattr("umd_edge_train.converters.slake._ENGLISH_COUNTS", counts)
     report = convert("slake", source, tmp_path / "out", ConvertOptions(strict_counts=True))
     assert report.expected_counts == {split: (n, n) for split, n in counts.items()}
 
 
+@pytest.mark.parametrize("key", ["train", "train open", "val closed", "test pictures", "pictures"])
+def test_strict_counts_name_what_differs(tmp_path: Path, monkeypatch, key: str):
+    source = sets.slake(tmp_path / "source")
+    monkeypatch.setattr("umd_edge_train.converters.slake._ENGLISH_COUNTS", {key: 77})
+    with pytest.raises(DataError, match=rf"ones: {key}: \d+ where 77 were published; take"):
+        convert("slake", source, tmp_path / "out", ConvertOptions(strict_counts=True))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "options", "expected"),
     [
-        ("slake", {}, {"train": 4919, "val": 1053, "test": 1061}),
+        (
+            "slake",
+            {},
+            {
+                **{"train": 4919, "train open": 2976, "train closed": 1943, "train pictures": 450},
+                **{"val": 1053, "val open": 631, "val closed": 422, "val pictures": 96},
+                **{"test": 1061, "test open": 645, "test closed": 416, "test pictures": 96},
+            },
+        ),
         ("slake", {"language": "zh"}, {}),
-        ("vqa-rad", {}, {"train": 1797, "test": 451}),
+        ("vqa-rad", {}, {"train": 1797, "test": 451, "pictures": 315}),
         ("vqa-med-2019", {}, {"train": 12800, "val": 2000, "test": 500}),
         (
             "vqa-med-2019",

@@ -91,10 +91,18 @@ def _splits(
 
 def _counted(reading: Reading) -> dict[str, int]:
     """What published counts are compared with."""
-    official = Counter(sample.official_split for sample in reading.samples)
-    units = {sample.unit for sample in reading.samples}
-    totals = {"records": len(reading.samples), "patients": len(units)}
-    return {**{split: official[split] for split in SPLITS}, **totals}
+    official = Counter[str | None](sample.official_split for sample in reading.samples)
+    pictures = {(sample.official_split, sample.image) for sample in reading.samples}
+    official.update(f"{split} pictures" for split, _ in pictures)
+    for sample in reading.samples:
+        official[f"{sample.official_split} {str(sample.fields.get('answer_type')).lower()}"] += 1
+    names = ("", " pictures", " open", " closed")
+    return {
+        **{split + name: official[split + name] for split in SPLITS for name in names},
+        "records": len(reading.samples),
+        "patients": len({sample.unit for sample in reading.samples}),
+        "pictures": len({image for _, image in pictures}),
+    }
 
 
 def _bounds(expected: int | range) -> tuple[int, int]:

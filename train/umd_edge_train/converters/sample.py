@@ -98,7 +98,8 @@ class Reading:
 
     samples: Sequence[Sample] = field(repr=False)
     expected: Mapping[str, int | range] = field(default_factory=dict)
-    """Published counts: of an official split's records, or of all `records` or `patients`."""
+    """Published counts: of an official split's records (`train`), its `train pictures`, its `train
+    open` and `train closed` questions, or of all `records`, `patients` or `pictures`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

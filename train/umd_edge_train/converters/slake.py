@@ -24,7 +24,11 @@ _FILES: dict[Split, tuple[str, ...]] = {
     "val": ("validate.json", "validation.json"),
     "test": ("test.json",),
 }
-_ENGLISH_COUNTS = {"train": 4919, "val": 1053, "test": 1061}
+_ENGLISH_COUNTS = {
+    **{"train": 4919, "train open": 2976, "train closed": 1943, "train pictures": 450},
+    **{"val": 1053, "val open": 631, "val closed": 422, "val pictures": 96},
+    **{"test": 1061, "test open": 645, "test closed": 416, "test pictures": 96},
+}
 _LANGUAGES = ("en", "zh", "all")
 
 

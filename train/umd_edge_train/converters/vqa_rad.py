@@ -26,8 +26,12 @@ from .texts import question_fields
 __all__ = ["CONVERTER"]
 
 _PUBLIC = "VQA_RAD Dataset Public.json"
-_MEVF_COUNTS = {"train": 3064, "test": 451}
-_PUBLIC_COUNTS = {"train": 1797, "test": 451}
+_PUBLIC_COUNTS = {"train": 1797, "test": 451, "pictures": 315}
+_MEVF_COUNTS = {
+    **{"train": 3064, "train open": 1241, "train closed": 1823},
+    **{"test": 451, "test open": 179, "test closed": 272},
+    "pictures": 315,
+}
 
 
 def _sample(source: Source, row: Row, folder: Path, split: Split) -> Sample | None:
