@@ -62,6 +62,17 @@ def test_the_default_recipe_uses_free_records_and_safe_fields_only():
     }
 
 
+def test_the_default_recipe_may_start_from_its_pre_training():
+    first = load_recipe(RECIPES / "default-pretrain.toml")
+    then = load_recipe(RECIPES / "default.toml")
+    assert not first.allow_non_commercial
+    assert (first.model, first.normalise) == (then.model, then.normalise)
+    assert first.structured_fields == then.structured_fields
+    # Every word that the questions and captions of the second hold is one of the first.
+    assert {d.path for d in first.datasets} == {d.path for d in then.datasets}
+    assert first.vocabulary[0].path == "vqamed19/train.jsonl"
+
+
 # --- settings ---------------------------------------
 
 
