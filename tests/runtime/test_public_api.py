@@ -1,14 +1,13 @@
 from __future__ import annotations
 
-import ast
 import inspect
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import umd_edge
+from support.public_names import unnamed_imports
 from umd_edge import errors
 
 SIGNATURES = {
@@ -51,29 +50,11 @@ def test_all_names_exist_and_are_sorted():
     assert all(hasattr(umd_edge, name) for name in umd_edge.__all__)
 
 
-def _unnamed_imports(package: Path) -> Iterator[str]:
-    """Every import of a name from a sibling module that is not in the module's `__all__`."""
-    trees = {path: ast.parse(path.read_text("utf-8")) for path in package.rglob("*.py")}
-    public = {
-        path: ast.literal_eval(node.value)
-        for path, tree in trees.items()
-        for node in tree.body
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
-    }
-    for path, tree in trees.items():
-        for node in ast.walk(tree):
-            if not isinstance(node, ast.ImportFrom) or not node.level or not node.module:
-                continue
-            home = path.parents[node.level - 1] / f"{node.module.replace('.', '/')}.py"
-            names = {alias.name for alias in node.names}
-            yield from (f"{path.name}: {home.stem}.{n}" for n in names - {*public.get(home, names)})
-
-
 def test_modules_take_from_each_other_only_what_is_in_all(tmp_path: Path):
-    assert not list(_unnamed_imports(Path(umd_edge.__file__).parent))
+    assert not list(unnamed_imports(Path(umd_edge.__file__).parent))
     (tmp_path / "_one.py").write_text('__all__ = ["given"]\ngiven = kept = 1\n', "utf-8")
     (tmp_path / "_other.py").write_text("from ._one import given, kept\n", "utf-8")
-    assert list(_unnamed_imports(tmp_path)) == ["_other.py: _one.kept"]
+    assert list(unnamed_imports(tmp_path)) == ["_other.py: _one.kept"]
 
 
 def test_every_error_is_public():
