@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
+from umd_edge._preprocess import PreprocessSpec
 from umd_edge._structured import StructuredField
 from umd_edge._task import TargetSpec, TaskSpec
+from umd_edge_train.checkpoint import Checkpoint
 from umd_edge_train.config import ModelConfig, model_config
 from umd_edge_train.models import UMDModel
 
@@ -185,6 +187,19 @@ def minute_model(
             if not name.startswith(("vision_encoder", "text_encoder")) and parameter.ndim > 1:
                 parameter.mul_(15.0)
     return model.eval()
+
+
+def minute_checkpoint(model: UMDModel | None = None) -> Checkpoint:
+    """A checkpoint of a model with random weights, with a tokenizer that nothing reads."""
+    return Checkpoint(
+        model=model or minute_model(),
+        tokenizer_json=b'{"any": "bytes"}',
+        tasks=TASKS,
+        structured_fields=FIELDS,
+        preprocess=PreprocessSpec(height=32, width=32, mean=(0.1, 0.2, 0.3)),
+        max_length=16,
+        provenance={"commit": "abc", "data": {"licence": "CC0-1.0"}},
+    )
 
 
 def write_recipe(folder: Path, *parts: str) -> Path:

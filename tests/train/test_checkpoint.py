@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from support.training import FIELDS, TASKS, minute_config, minute_model
+from support.training import TASKS, minute_checkpoint, minute_config, minute_model
 from umd_edge._claims import claim_folder
-from umd_edge._preprocess import PreprocessSpec
 from umd_edge_train import checkpoint as module
 from umd_edge_train import folder as folders
 from umd_edge_train.checkpoint import (
@@ -35,15 +34,7 @@ MIB = 2**20
 
 @pytest.fixture(scope="module")
 def original() -> Checkpoint:
-    return Checkpoint(
-        model=minute_model(),
-        tokenizer_json=b'{"any": "bytes"}',
-        tasks=TASKS,
-        structured_fields=FIELDS,
-        preprocess=PreprocessSpec(height=32, width=32, mean=(0.1, 0.2, 0.3)),
-        max_length=16,
-        provenance={"commit": "abc", "data": {"licence": "CC0-1.0"}},
-    )
+    return minute_checkpoint()
 
 
 @pytest.fixture

@@ -14,8 +14,7 @@ from click.testing import CliRunner
 
 from support import saving
 from support.requirements import lacking
-from support.training import FIELDS, TASKS, minute_model
-from umd_edge._preprocess import PreprocessSpec
+from support.training import TASKS, minute_checkpoint
 from umd_edge_train import checkpoint as module
 from umd_edge_train.checkpoint import (
     Checkpoint,
@@ -35,15 +34,7 @@ WEIGHTS = "model.safetensors"
 
 @pytest.fixture(scope="module")
 def original() -> Checkpoint:
-    return Checkpoint(
-        model=minute_model(),
-        tokenizer_json=b'{"any": "bytes"}',
-        tasks=TASKS,
-        structured_fields=FIELDS,
-        preprocess=PreprocessSpec(height=32, width=32),
-        max_length=16,
-        provenance={},
-    )
+    return minute_checkpoint()
 
 
 @pytest.fixture
