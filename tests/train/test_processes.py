@@ -90,12 +90,14 @@ def test_another_batch_size_does_not(whole: Path, synth: Path, tmp_path: Path):
     assert len(_losses(other)) != len(_losses(whole))
 
 
-def _run_as_two(kind: str, folder: Path, synth: Path, *settings: str) -> Path:
+def _run_as_two(
+    kind: str, folder: Path, synth: Path, *settings: str, part: str = "questions"
+) -> Path:
     """The same as `_run`, in two processes that talk over gloo."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    recipe, out = write_recipe(folder, "questions"), folder / "run"
+    recipe, out = write_recipe(folder, part), folder / "run"
     command = [sys.executable, "-c", _RUN, kind, recipe, synth, out, *EXACT, *settings]
     processes = []
     for rank in range(2):
@@ -134,22 +136,29 @@ def test_two_processes_equal_one(whole: Path, synth: Path, tmp_path: Path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "settings"),
+    ("kind", "part", "settings"),
     [
-        ("pretrain", ("reconstruction.feature_mim=decoder",)),
-        ("pretrain", ("reconstruction.teacher_update=micro_batch",)),
-        ("finetune", ("coordination.application=released",)),
-        ("finetune", ("coordination.application=post_update",)),
+        ("pretrain", "questions", ("reconstruction.feature_mim=decoder",)),
+        ("pretrain", "questions", ("reconstruction.teacher_update=micro_batch",)),
+        ("finetune", "questions", ("coordination.application=released",)),
+        ("finetune", "questions", ("coordination.application=post_update",)),
+        (
+            "finetune",
+            "captions",
+            (
+                "datasets=[{name='captions', path='questions', prefix='images_'}]",
+                "tasks.0.drawn_texts=3",
+                "coordination.application=post_update",
+            ),
+        ),
     ],
 )
 def test_two_processes_draw_what_two_micro_batches_draw(
-    synth: Path, tmp_path: Path, kind: str, settings: tuple[str, ...]
+    synth: Path, tmp_path: Path, kind: str, part: str, settings: tuple[str, ...]
 ):
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir()
     two.mkdir()
-    recipe = load_recipe(
-        write_recipe(one, "questions"), (*EXACT, *settings, "optim.accumulation=2")
-    )
+    recipe = load_recipe(write_recipe(one, part), (*EXACT, *settings, "optim.accumulation=2"))
     {"finetune": finetune, "pretrain": pretrain}[kind](recipe, synth, one / "run")
-    _assert_equal(one / "run", _run_as_two(kind, two, synth, *settings))
+    _assert_equal(one / "run", _run_as_two(kind, two, synth, *settings, part=part))
