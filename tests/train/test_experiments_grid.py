@@ -235,6 +235,8 @@ def test_a_plan_survives_json(folder: Path):
         ('stages = ["tune"]', 'stages = ["tune"]\nfew_stages = ["x"]', "few_stages ['x'] given"),
         ('arms = ["none", "mr", "td"]', 'arms = ["none", "mr", "xx"]', "'xx'] given"),
         ('datasets = ["eyes", "ears"]', 'datasets = ["nose"]', "datasets ['nose'] given"),
+        ('metrics = ["accuracy"]', 'metrics = ["macro_auroc"]', "['macro_auroc'] given"),
+        ('metrics = ["accuracy"]', "metrics = []", "metrics [] given"),
         ("seeds = [0, 1]", "seeds = [1, 1]", "distinct"),
         ("fractions = [0.1, 1.0]", "fractions = [0.0]", "above 0"),
         ('command = "adapt"', 'command = "adopt"', "'adopt' given"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ else:  # pragma: no cover - exercised on Python 3.10 only
 __all__ = ["Cell", "Experiment", "Grid", "GridDataset", "Job", "Plan", "load_grid", "make_plan"]
 
 _DATASET = "{dataset}"
+_COMPARED = re.compile(r"(balanced_|closed_|open_)?accuracy|accuracy_.+")
 _FRACTION, _REPEAT = "{fraction}", "{repeat}"
 
 
@@ -45,6 +47,15 @@ class GridDataset:
     metrics: tuple[str, ...]
     """The primary one first; those that are means of right records (`accuracy`,
     `accuracy_<question type>`, `accuracy_excluding_<question type>`, `balanced_accuracy`)."""
+
+    def __post_init__(self) -> None:
+        others = [name for name in self.metrics if not _COMPARED.fullmatch(name)]
+        if others or not self.metrics:
+            raise UsageError(
+                f"grid: datasets {self.name!r}: metrics {others} given; arms are compared record "
+                "by record, by accuracy, balanced_accuracy, closed_accuracy, open_accuracy or "
+                "accuracy_<question type>"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
