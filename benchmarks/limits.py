@@ -64,12 +64,13 @@ def _smooth(values: Sequence[float], width: int) -> list[float]:
 
 
 def _draw(runs: dict[str, Path], out: Path) -> None:
+    histories = {name: _history(run) for name, run in runs.items()}
     figure, grid = plt.subplots(2, 3, figsize=(12, 6.4), layout="constrained")
     for panel, axes in zip(PANELS, grid.flat, strict=True):
         beside = axes.twinx()
         beside.set_yticks([])
         for (name, run), colour in zip(runs.items(), _COLOURS, strict=False):
-            rows = _history(run)
+            rows = histories[name]
             per_epoch = _epochs(run, max(row["step"] for row in rows))
             losses = [row["losses"]["loss"] for row in rows if row["kind"] == "train"]
             smooth = _smooth(losses, round(per_epoch))

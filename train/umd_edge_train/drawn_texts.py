@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,11 +54,13 @@ class DrawnTexts:
         Returns:
             `input_ids` and `attention_mask`, both (E * count, L) int64, those of a pair together.
         """
+        # NumPy draws few of many without shuffling them all
+        draws = np.random.default_rng(int(torch.randint(2**62, (1,), generator=rng)))
         chosen: list[str] = []
         for text in own:
             right = self._rows.get(text, -1)
             # one more than needed, so that the right one can be left out
-            rows = torch.randperm(len(self.texts), generator=rng)[: self.count + 1].tolist()
+            rows = draws.choice(len(self.texts), self.count + 1, replace=False).tolist()
             chosen += [self.texts[row] for row in rows if row != right][: self.count]
         ids, mask = self._tokenizer.encode(chosen)
         return torch.from_numpy(ids), torch.from_numpy(mask)
