@@ -27,8 +27,9 @@ class HiddenWeight:
 
     A value that speaks for a disease is missed most by those who have it: without the age, a
     carcinoma of the old looks like any spot. Where the value is hidden (or missing), examples of
-    `labels` weigh `factor` times as much, so that not knowing leans towards them; with the value
-    shown nothing changes.
+    `labels` weigh `factor` times as much, so that not knowing leans towards them. The loss
+    with the value shown stays as it is, but where training hides the value nearly always, the model
+    leans as a whole.
     """
 
     field: str
