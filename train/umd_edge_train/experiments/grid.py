@@ -22,6 +22,7 @@ from typing import Any, Literal
 from umd_edge.errors import UsageError
 
 from ..config import from_dict
+from .paired import COMPARED_METRICS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -53,8 +54,7 @@ class GridDataset:
         if others or not self.metrics:
             raise UsageError(
                 f"grid: datasets {self.name!r}: metrics {others} given; arms are compared record "
-                "by record, by accuracy, balanced_accuracy, closed_accuracy, open_accuracy or "
-                "accuracy_<question type>"
+                f"by record: {COMPARED_METRICS} are allowed"
             )
 
 

@@ -21,6 +21,7 @@ from umd_edge._evaluation import Resamples
 from umd_edge.errors import DataError
 
 __all__ = [
+    "COMPARED_METRICS",
     "Outcomes",
     "Rankings",
     "Results",
@@ -28,6 +29,12 @@ __all__ = [
     "paired_difference",
     "summarise",
 ]
+
+COMPARED_METRICS = (
+    "accuracy, balanced_accuracy, closed_accuracy, open_accuracy, accuracy_<question type> and "
+    "accuracy_excluding_<question type>"
+)
+"""The means of right records, for messages."""
 
 BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float64]

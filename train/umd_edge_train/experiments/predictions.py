@@ -26,7 +26,7 @@ from ..evaluate import find_task, task_logits
 from ..pictures import PictureStore
 from ..recipe import DatasetConfig, Recipe, recipe_from_dict
 from .cnn import is_cnn, load_cnn
-from .paired import Outcomes
+from .paired import COMPARED_METRICS, Outcomes
 
 __all__ = [
     "Predictions",
@@ -143,9 +143,7 @@ def _strata(predictions: Predictions, metric: str) -> npt.NDArray[np.int64]:
         chosen = kinds == metric.removeprefix("accuracy_")
     else:
         raise UsageError(
-            f"metric {metric!r} is no mean of right records; accuracy, balanced_accuracy, "
-            "closed_accuracy, open_accuracy, accuracy_<question type> and "
-            "accuracy_excluding_<question type> are allowed"
+            f"metric {metric!r} is no mean of right records; {COMPARED_METRICS} are allowed"
         )
     if not chosen.any():
         raise DataError(f"no record counts for {metric!r}; the records are of {set(kinds)}")
