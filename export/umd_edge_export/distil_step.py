@@ -87,6 +87,7 @@ class DistillationStep(SupervisedStep):
         self.sources: dict[PreprocessSpec, PictureSource] = {}
         """Pictures of each preprocessing that is not the student's."""
         self._sigmoid = sigmoid_tasks(recipe, objective.tasks)
+        self._numbers = {task.name: number for number, task in enumerate(objective.tasks)}
         self._training: Mapping[str, TaskTraining] = {
             task.name: training
             for task, training in zip(objective.tasks, objective.training, strict=True)
@@ -207,9 +208,9 @@ class DistillationStep(SupervisedStep):
         for name, told in answers.items():
             if not bool(told.known.any()):
                 continue
-            head = self.model.task_heads[output_name(name)]
+            logits = self.model.task_heads[output_name(name)](features.joint[rows[name]])
             losses = told.known * soft_answer_loss(
-                head(features.joint[rows[name]])[:, told.rows],
+                self.objective.believed(self._numbers[name], logits)[:, told.rows],
                 told.logits,
                 self._training[name].temperature or self.config.temperature,
                 sigmoid=name in self._sigmoid,

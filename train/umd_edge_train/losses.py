@@ -225,8 +225,7 @@ def batch_loss(
                 head = model.task_heads[output_name(task.name)]
                 examples = [batch.examples[i] for i in rows.tolist()]
                 targets = objective.targets(index, examples).to(rows.device)
-                shown = batch.structured_mask[rows]
-                losses = objective.losses(index, head(features.joint[rows]), targets, shown)
+                losses = objective.losses(index, head(features.joint[rows]), targets)
                 if observe is not None:
                     observe(head, features.joint[rows], targets)
             named[f"{task.name}_loss"] = float(losses.detach().mean())

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from umd_edge.errors import UsageError
 
 from .ranges import ABOVE_ZERO, AT_LEAST_ZERO, BELOW_ONE, check_ranges
 
-__all__ = ["HiddenWeight", "TaskTraining"]
+__all__ = ["TaskTraining"]
 
 _TASK_RANGES = {
     "loss_weight": AT_LEAST_ZERO,
@@ -19,28 +19,6 @@ _TASK_RANGES = {
     "teacher_weight": AT_LEAST_ZERO,
     "temperature": AT_LEAST_ZERO,
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HiddenWeight:
-    """What a mistake costs where a value is not known.
-
-    A value that speaks for a disease is missed most by those who have it: without the age, a
-    carcinoma of the old looks like any spot. Where the value is hidden (or missing), examples of
-    `labels` weigh `factor` times as much, so that not knowing leans towards them. The loss
-    with the value shown stays as it is, but where training hides the value nearly always, the model
-    leans as a whole.
-    """
-
-    field: str
-    """Name of a structured field that the task reads."""
-    labels: tuple[str, ...]
-    factor: float = 2.0
-
-    def __post_init__(self) -> None:
-        check_ranges("tasks.hidden_weight", self, {"factor": ABOVE_ZERO})
-        if not self.labels:
-            raise UsageError("tasks.hidden_weight.labels: none given; name one label or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +44,20 @@ class TaskTraining:
     """Retrieval: wrong texts of the training split that are drawn for each picture; the match head
     tells the right one from them by a softmax (the paper: 15). 0: one wrong text of the batch, by
     binary cross-entropy, which costs one fusion instead of so many."""
-    hidden_weight: tuple[HiddenWeight, ...] = ()
-    """Single-label classification: what weighs more where a structured value is not shown."""
+    label_cost: dict[str, float] = field(default_factory=dict)
+    """Classification: what missing a label costs, where every other one costs 1.
+
+    The logit of a label that costs c ends log(c) above what its probability gives, so that the
+    label wins from 1 in c + 1 on, against one that costs 1. The loss sees the logits without it.
+    A weight in the loss would not do: once every training record is right, it moves nothing. The
+    lean of a `distil` teacher comes on top. Source: "Long-tail learning via logit adjustment"
+    (arXiv 2007.07314), section 4.2.
+    """
 
     def __post_init__(self) -> None:
         check_ranges("tasks", self, _TASK_RANGES)
+        for label, cost in self.label_cost.items():
+            if type(cost) not in (int, float) or not ABOVE_ZERO.holds(cost):
+                raise UsageError(
+                    f"tasks.label_cost.{label}: {cost!r} given; {ABOVE_ZERO.words} is allowed"
+                )

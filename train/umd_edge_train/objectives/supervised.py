@@ -10,7 +10,8 @@ vocabulary teach nothing under cross-entropy and count as all-negative under `bc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from ..batches import answer_index
 from ..corpus import Corpus
 from ..drawn_texts import DrawnTexts
 from ..recipe import Recipe
-from ..task_training import HiddenWeight, TaskTraining
+from ..task_training import TaskTraining
 
 __all__ = ["SupervisedObjective", "classification_loss", "multi_label_loss", "vqa_loss"]
 
@@ -105,10 +106,10 @@ class SupervisedObjective:
             for task, training, sets in zip(corpus.tasks, self.training, corpus.train, strict=True)
         ]
         """Where the wrong texts of each task come from; None: from the batch."""
-        self._fields = [field.name for field in corpus.fields]
-        for task, training in zip(corpus.tasks, self.training, strict=True):
-            for row in training.hidden_weight:
-                _check_hidden_weight(task, row)
+        self._leans = [
+            _lean(task, training.label_cost)
+            for task, training in zip(corpus.tasks, self.training, strict=True)
+        ]
 
     @staticmethod
     def _drawn(
@@ -158,19 +159,28 @@ class SupervisedObjective:
         stacked = torch.from_numpy(np.stack([e.target for e in examples if e.target is not None]))
         return stacked if self.tasks[index].multi_label else stacked.argmax(dim=1)
 
-    def losses(self, index: int, logits: Tensor, targets: Tensor, shown: Tensor) -> Tensor:
+    def believed(self, index: int, logits: Tensor) -> Tensor:
+        """Logits (E, K) of task `index` without what missing a label costs (`label_cost`).
+
+        What the model believes, which is compared with labels and teachers; the logits themselves
+        say what it decides for.
+        """
+        lean = self._leans[index]
+        return logits if lean is None else logits - lean.to(logits)
+
+    def losses(self, index: int, logits: Tensor, targets: Tensor) -> Tensor:
         """Loss of each example of task `index`, without the task's weight.
 
         Args:
             index: Which task.
-            logits: (E, K) float32.
+            logits: (E, K) float32, as the head gives them.
             targets: As `targets` gives them, on the logits' device.
-            shown: (E, F) float32, 1 where a structured value is present and not hidden.
 
         Returns:
             (E,) float32.
         """
         task, training = self.tasks[index], self.training[index]
+        logits = self.believed(index, logits)
         if task.kind == "vqa" and training.loss == "bce":
             return vqa_loss(logits, targets)
         if task.multi_label:
@@ -178,28 +188,21 @@ class SupervisedObjective:
         weights = self._weights[index]
         if weights is not None:
             weights = weights.to(logits.device)
-        losses = classification_loss(logits, targets, weights, training.label_smoothing)
-        for row in training.hidden_weight:
-            rows = [task.outputs.index(label) for label in row.labels]
-            meant = torch.isin(targets, torch.tensor(rows, device=targets.device))
-            hidden = shown[:, self._fields.index(row.field)] == 0
-            losses = torch.where(meant & hidden, row.factor * losses, losses)
-        return losses
+        return classification_loss(logits, targets, weights, training.label_smoothing)
 
 
-def _check_hidden_weight(task: TaskSpec, row: HiddenWeight) -> None:
-    """Its labels and its field are the task's.
+def _lean(task: TaskSpec, costs: Mapping[str, float]) -> Tensor | None:
+    """(K,) float32 logarithm of what missing each label costs; None where all cost the same.
 
     Raises:
-        UsageError: They are not, or the task is none that this weighs.
+        UsageError: A label that the task has not, or a task that is no classification.
     """
-    where = f"tasks: hidden_weight of {task.name!r}"
-    if task.kind != "classification" or task.multi_label:
-        raise UsageError(f"{where}: only a single-label classification has one; leave it out")
-    strangers = sorted(set(row.labels) - set(task.outputs))
+    if not costs:
+        return None
+    where = f"tasks.label_cost of {task.name!r}"
+    if task.kind != "classification":
+        raise UsageError(f"{where}: only a classification has one, not {task.kind!r}; leave it out")
+    strangers = sorted(set(costs) - set(task.outputs))
     if strangers:
         raise UsageError(f"{where}: labels {strangers} given; the task has {list(task.outputs)}")
-    if row.field not in task.structured_paths:
-        raise UsageError(
-            f"{where}: field {row.field!r} given; the task reads {list(task.structured_paths)}"
-        )
+    return torch.tensor([math.log(costs.get(label, 1.0)) for label in task.outputs])
