@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from support.training import write_recipe
 from umd_edge._records import build_examples, read_records
+from umd_edge._task import output_name
 from umd_edge.errors import DataError, UsageError
 from umd_edge_export.distil import Distillation, TeacherPaths, distil
 from umd_edge_export.distil_cli import distil as distil_command
@@ -144,6 +146,25 @@ def test_the_weights_of_losses_scale_them(synth: Path, teacher: Path, tmp_path: 
     assert named["loss"] == pytest.approx(wanted, rel=1e-4)
 
 
+def test_what_a_label_costs_is_no_disagreement_with_a_teacher(synth: Path, tmp_path: Path):
+    finetune(_recipe(tmp_path), synth, tmp_path / "own")
+    own = tmp_path / "own" / "final"
+    recipe = _recipe(tmp_path, "tasks.1.label_cost={ill=3.0}")
+    run = Distillation(recipe, synth, tmp_path / "run", own, TeacherPaths((own,)))
+    run.load_pictures()
+    batch = _first_batch(run)
+    apart = run.train_step(batch)["values_soft_loss"]
+
+    run = Distillation(recipe, synth, tmp_path / "again", own, TeacherPaths((own,)))
+    run.load_pictures()
+    row = run.corpus.tasks[1].outputs.index("ill")
+    bias = list(run.model.task_heads[output_name("values")].parameters())[-1]
+    with torch.no_grad():
+        bias[row] += math.log(3.0)
+    # What is left: the student normalises by the batch, the teacher by what it has seen.
+    assert run.train_step(batch)["values_soft_loss"] < 0.1 * apart
+
+
 def test_teacher_and_student_see_the_same_view(synth: Path, teacher: Path, tmp_path: Path):
     run = _run(_recipe(tmp_path), synth, tmp_path, teacher)
     batch = _first_batch(run)
@@ -223,8 +244,7 @@ def test_the_rest_of_a_set_takes_part_without_its_labels(synth: Path, tmp_path: 
     )
     objective = DistillationObjective(recipe, labelled, read_inputs(recipe, synth, None).tokenizer)
     assert objective.targets(0, fresh).tolist() == [-100] * len(fresh)
-    shown = torch.zeros(len(fresh), 0)
-    losses = objective.losses(0, torch.randn(len(fresh), 4), objective.targets(0, fresh), shown)
+    losses = objective.losses(0, torch.randn(len(fresh), 4), objective.targets(0, fresh))
     assert not losses.any()
     noted = corpus.sources["shapes without labels (train.jsonl)"]
     assert noted["train_records"] == len(fresh)
