@@ -11,29 +11,16 @@ import torch
 from click.testing import CliRunner
 
 from support.training import FIELDS, minute_config, write_recipe
-from umd_edge._records import Example, VQAReference
-from umd_edge._task import TargetSpec, TaskSpec
+from umd_edge._task import TaskSpec
 from umd_edge.errors import DataError, UsageError
 from umd_edge_train.checkpoint import CheckpointError
 from umd_edge_train.cli import main
 from umd_edge_train.experiments.baselines import baseline_predictions
 from umd_edge_train.experiments.cnn import SmallCNN, is_cnn, load_cnn, train_cnn
-from umd_edge_train.experiments.predictions import (
-    Predictions,
-    outcomes,
-    predict_run,
-    predictions_of,
-)
+from umd_edge_train.experiments.run_predictions import predict_run
 from umd_edge_train.recipe import Recipe, load_recipe
 
 _SINGLE = TaskSpec(name="t", kind="classification", outputs=("a", "b"), prompt="which")
-_VQA = TaskSpec(
-    name="v",
-    kind="vqa",
-    outputs=("yes", "no"),
-    reads=("question",),
-    target=TargetSpec(field="answer"),
-)
 
 
 def _recipe(folder: Path, *parts: str, settings: tuple[str, ...] = ()) -> Recipe:
@@ -42,11 +29,6 @@ def _recipe(folder: Path, *parts: str, settings: tuple[str, ...] = ()) -> Recipe
 
 def _records(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def _example(name: str, **values: Any) -> Example:
-    empty = np.zeros(1, np.float32)
-    return Example(name, f"p-{name}", Path("x.png"), "which", empty, empty, **values)
 
 
 # --- fitted baselines ---------------------------------------------
@@ -138,83 +120,55 @@ def test_what_cannot_be_fitted_is_refused(
         baseline_predictions(kind, _recipe(tmp_path, "shapes"), task, synth, "val")
 
 
+def _shaded(folder: Path) -> Path:
+    """Pictures with two findings, of which brightness gives one away."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    home = folder / "shapes"
+    home.mkdir(parents=True)
+    for split, count in (("train", 60), ("val", 40)):
+        lines = []
+        for i in range(count):
+            bright, coin = bool(rng.random() < 0.3), bool(rng.random() < 0.5)
+            grey = rng.normal(150 if bright else 90, 20, (20, 20)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(grey).save(home / f"{split}{i}.png")
+            found = (("film", True), ("bright", bright), ("coin", coin))
+            record = {
+                "id": f"{split}{i}",
+                "patient_id": f"{split}-p{i}",
+                "image": f"{split}{i}.png",
+                "labels": [name for name, there in found if there],
+                "non_commercial": False,
+            }
+            lines.append(record)
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (home / f"{split}.jsonl").write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_several_labels_have_a_regression_each(tmp_path: Path):
+    data = _shaded(tmp_path / "data")
+    settings = (
+        "tasks.0.multi_label=true",
+        'tasks.0.labels=["bright", "coin", "film"]',
+        'tasks.0.probability={kind="sigmoid"}',
+        'tasks.0.target={field="labels", absent="negative"}',
+    )
+    recipe = _recipe(tmp_path, "shapes", settings=settings)
+    pixels = baseline_predictions("pixels", recipe, "shapes", data, "val")
+    majority = baseline_predictions("majority", recipe, "shapes", data, "val")
+    assert pixels.metrics["auroc_bright"]["value"] > 0.95
+    assert 0.2 < pixels.metrics["auroc_coin"]["value"] < 0.8
+    assert majority.metrics["macro_auroc"]["value"] == 0.5
+    train = _records(data / "shapes" / "train.jsonl")
+    share = np.mean(["bright" in r["labels"] for r in train])
+    assert [row[0] for row in majority.scores] == pytest.approx([share] * 40, abs=0.01)
+
+
 def test_a_missing_split_is_a_data_error(synth: Path, tmp_path: Path):
     with pytest.raises(DataError, match="cannot be read"):
         baseline_predictions("majority", _recipe(tmp_path, "shapes"), "shapes", synth, "none")
-
-
-# --- predictions --------------------------------------------------
-
-
-def test_records_are_judged_one_by_one_and_sorted():
-    examples = [
-        _example("r2", target=np.array([1, 0], np.float32)),
-        _example("r1", target=np.array([0, 1], np.float32)),
-    ]
-    found = predictions_of(_SINGLE, examples, np.array([[0.9, 0.1], [0.8, 0.2]]))
-    assert (found.ids, found.right, found.kinds) == (("r1", "r2"), (False, True), ("b", "a"))
-    assert found.groups == ("p-r1", "p-r2")
-    assert found.metrics["accuracy"]["value"] == 0.5
-    assert Predictions.from_dict(json.loads(json.dumps(found.to_dict()))) == found
-
-
-def _vqa_predictions() -> Predictions:
-    examples = [
-        _example("a", reference=VQAReference(("yes",), "CLOSED", "Organ System")),
-        _example("b", reference=VQAReference(("no",), "OPEN", "abnormality")),
-        _example("c", reference=VQAReference(("tumour", "Yes."), "OPEN", "plane")),
-    ]
-    return predictions_of(_VQA, examples, np.array([[0.4, 0.6], [0.3, 0.7], [0.9, 0.1]]))
-
-
-@pytest.mark.parametrize(
-    "metric",
-    [
-        "accuracy",
-        "closed_accuracy",
-        "open_accuracy",
-        "accuracy_organ_system",
-        "accuracy_excluding_abnormality",
-    ],
-)
-def test_strata_give_the_metrics_of_the_runtime(metric: str):
-    from umd_edge_train.experiments.paired import summarise
-
-    found = _vqa_predictions()
-    summary = summarise(outcomes([found], metric))
-    assert summary.value == pytest.approx(found.metrics[metric]["value"])
-    assert summary.n == found.metrics[metric]["n"]
-
-
-def test_a_metric_that_is_no_mean_of_right_records_is_refused():
-    with pytest.raises(UsageError, match="no mean of right records"):
-        outcomes([_vqa_predictions()], "macro_auroc")
-
-
-def test_a_metric_without_records_is_refused():
-    with pytest.raises(DataError, match="no record counts"):
-        outcomes([_vqa_predictions()], "accuracy_modality")
-
-
-def test_seeds_on_other_records_are_refused():
-    one = _vqa_predictions()
-    other = Predictions.from_dict({**one.to_dict(), "ids": ["x", "y", "z"]})
-    with pytest.raises(DataError, match="different records"):
-        outcomes([one, other], "accuracy")
-
-
-def test_a_multi_label_task_is_refused():
-    task = TaskSpec(
-        name="m", kind="classification", outputs=("a", "b"), prompt="which", multi_label=True
-    )
-    with pytest.raises(UsageError, match="multi-label"):
-        predictions_of(task, [_example("r")], np.zeros((1, 2)))
-
-
-def test_two_records_of_one_name_are_refused():
-    pair = [_example("r", target=np.array([1, 0], np.float32))] * 2
-    with pytest.raises(DataError, match="same id"):
-        predictions_of(_SINGLE, pair, np.full((2, 2), 0.5))
 
 
 # --- small CNN ----------------------------------------------------

@@ -1,8 +1,9 @@
 """Baselines on a recipe's own records: what is reached without looking, or with little to look at.
 
-* `majority`: the most frequent training answer or label.
+* `majority`: the most frequent training answer or label; of several labels, how frequent each is.
 * `question-only`: softmax regression on the words of the question alone.
-* `pixels`: softmax regression on 16 x 16 greys and the words of the question.
+* `pixels`: softmax regression on 16 x 16 greys and the words of the question; of several labels,
+  a logistic regression for each.
 * `cnn`: the stem, a mean and a bag of words, trained like the model (see `cnn`).
 
 The regressions choose the strength of their weight decay on a fifth of the training patients; the
@@ -34,7 +35,8 @@ from ..batches import answer_index
 from ..corpus import Corpus, load_corpus
 from ..pictures import PictureStore
 from ..recipe import Recipe
-from .predictions import Predictions, predictions_of, task_records
+from .predictions import Predictions, predictions_of
+from .run_predictions import task_records
 
 __all__ = ["FITTED", "KINDS", "Baseline", "baseline_predictions"]
 
@@ -61,8 +63,8 @@ class _Part:
     class_weight: Literal["none", "sqrt", "balanced"]
     train: tuple[Example, ...]
     """Only those whose answer is an output of the task."""
-    classes: npt.NDArray[np.int64]
-    """Output of each training example."""
+    targets: npt.NDArray[np.int64] | npt.NDArray[np.float32]
+    """Output of each training example; of several labels (N, K) 1, 0 or NaN for unknown."""
     held_out: tuple[Example, ...]
 
 
@@ -85,11 +87,17 @@ def _part(recipe: Recipe, corpus: Corpus, task_name: str, data: Path, split: str
         raise UsageError(f"task {task_name!r} given; the recipe has {names}")
     index = names.index(task_name)
     task = corpus.tasks[index]
-    if task.multi_label or task.kind == "retrieval":
-        raise UsageError(f"task {task_name!r}: baselines are for VQA and single-label tasks")
+    if task.kind == "retrieval":
+        raise UsageError(f"task {task_name!r}: baselines are for VQA and classification")
     examples = [e for part in corpus.train[index] for e in part.examples]
-    classes = _classes(task, examples)
-    inside = classes != _OUTSIDE
+    targets: npt.NDArray[np.int64] | npt.NDArray[np.float32]
+    inside: npt.NDArray[np.bool_]
+    if task.multi_label:
+        targets = np.stack([e.target for e in examples if e.target is not None])
+        inside = np.asarray(np.isfinite(targets).any(axis=1))
+    else:
+        targets = _classes(task, examples)
+        inside = targets != _OUTSIDE
     held_out = build_examples(task_records(recipe, task_name, data, split), task, corpus.fields)
     if not inside.any() or not held_out.examples:
         raise DataError(f"task {task_name!r}: no training record, or none in the {split} split")
@@ -97,7 +105,7 @@ def _part(recipe: Recipe, corpus: Corpus, task_name: str, data: Path, split: str
         task=task,
         class_weight=recipe.training_of(index).class_weight,
         train=tuple(e for e, use in zip(examples, inside, strict=True) if use),
-        classes=classes[inside],
+        targets=targets[inside],
         held_out=held_out.examples,
     )
 
@@ -140,10 +148,21 @@ def _features(part: _Part, kind: Baseline) -> tuple[FloatArray, FloatArray]:
     return train, held_out
 
 
-# --- softmax regression -----------------------------------------------------------------------
+# --- regression -------------------------------------------------------------------------------
 
 
-def _fit(x: Tensor, classes: Tensor, weights: Tensor, decay: float) -> tuple[Tensor, Tensor]:
+def _errors(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Sum of the weighted negative log-likelihoods; unknown labels are left out."""
+    if targets.ndim == 1:
+        return functional.cross_entropy(logits, targets, weights, reduction="sum")
+    known = ~torch.isnan(targets)
+    terms = functional.binary_cross_entropy_with_logits(
+        logits, torch.nan_to_num(targets), reduction="none"
+    )
+    return (terms * known).sum()
+
+
+def _fit(x: Tensor, targets: Tensor, weights: Tensor, decay: float) -> tuple[Tensor, Tensor]:
     """Matrix (V, K) and bias (K,) of the weighted, decayed maximum likelihood (L-BFGS)."""
     matrix = torch.zeros(x.shape[1], len(weights), requires_grad=True)
     bias = torch.zeros(len(weights), requires_grad=True)
@@ -153,7 +172,7 @@ def _fit(x: Tensor, classes: Tensor, weights: Tensor, decay: float) -> tuple[Ten
 
     def closure() -> Tensor:
         solver.zero_grad()
-        errors = functional.cross_entropy(x @ matrix + bias, classes, weights, reduction="sum")
+        errors = _errors(x @ matrix + bias, targets, weights)
         loss = (errors + 0.5 * decay * matrix.square().sum()) / len(x)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
@@ -167,41 +186,52 @@ def _is_held_out(example: Example) -> bool:
     return int.from_bytes(digest[:8], "big") % _HELD_OUT == 0
 
 
-def _best_decay(part: _Part, x: Tensor, classes: Tensor, weights: Tensor) -> float:
+def _best_decay(part: _Part, x: Tensor, targets: Tensor, weights: Tensor) -> float:
     """The weight decay with the smallest weighted loss on a fifth of the training patients."""
     inner = torch.tensor([_is_held_out(example) for example in part.train])
     if inner.all() or not inner.any():  # a single patient, or nearly
         return _DECAYS[1]
     losses = []
     for decay in _DECAYS:
-        matrix, bias = _fit(x[~inner], classes[~inner], weights, decay)
-        logits = x[inner] @ matrix + bias
-        losses.append(float(functional.cross_entropy(logits, classes[inner], weights)))
+        matrix, bias = _fit(x[~inner], targets[~inner], weights, decay)
+        losses.append(float(_errors(x[inner] @ matrix + bias, targets[inner], weights)))
     return _DECAYS[int(np.argmin(losses))]
 
 
 def _class_weights(part: _Part) -> Tensor:
     """The recipe's class weights, so that a baseline pursues what the model is trained for."""
-    counts = np.maximum(np.bincount(part.classes, minlength=len(part.task.outputs)), 1)
+    if part.task.multi_label:
+        return torch.ones(len(part.task.outputs))
+    classes = part.targets.astype(np.int64)
+    counts = np.maximum(np.bincount(classes, minlength=len(part.task.outputs)), 1)
     power = {"none": 0.0, "sqrt": -0.5, "balanced": -1.0}[part.class_weight]
     weights = counts.astype(np.float64) ** power
-    return torch.from_numpy(weights / (weights[part.classes].mean())).float()
+    return torch.from_numpy(weights / (weights[classes].mean())).float()
 
 
 def _regression(part: _Part, kind: Baseline) -> FloatArray:
     train, held_out = _features(part, kind)
-    x, classes = torch.from_numpy(train).float(), torch.from_numpy(part.classes)
+    x, targets = torch.from_numpy(train).float(), torch.from_numpy(part.targets)
     weights = _class_weights(part)
-    matrix, bias = _fit(x, classes, weights, _best_decay(part, x, classes, weights))
-    logits = torch.from_numpy(held_out).float() @ matrix + bias
-    probability: FloatArray = torch.softmax(logits.double(), dim=1).numpy()
-    return probability
+    matrix, bias = _fit(x, targets, weights, _best_decay(part, x, targets, weights))
+    logits = (torch.from_numpy(held_out).float() @ matrix + bias).double()
+    several = part.task.multi_label
+    probability = torch.sigmoid(logits) if several else torch.softmax(logits, dim=1)
+    array: FloatArray = probability.numpy()
+    return array
 
 
 def _majority(part: _Part) -> FloatArray:
     """Training frequencies for everybody; the arg-max is the most frequent output."""
-    counts = np.bincount(part.classes, minlength=len(part.task.outputs)).astype(np.float64)
-    return np.tile(counts / counts.sum(), (len(part.held_out), 1))
+    if part.task.multi_label:
+        # a label that is known of no record: as many as not
+        known = np.isfinite(part.targets)
+        shares = (np.nansum(part.targets, axis=0) + 0.5) / (known.sum(axis=0) + 1.0)
+    else:
+        classes = part.targets.astype(np.int64)
+        counts = np.bincount(classes, minlength=len(part.task.outputs)).astype(np.float64)
+        shares = counts / counts.sum()
+    return np.tile(shares, (len(part.held_out), 1))
 
 
 def baseline_predictions(
@@ -212,7 +242,7 @@ def baseline_predictions(
     Args:
         kind: Which baseline.
         recipe: Names the data sets and how their records become examples.
-        task: One of its VQA or single-label tasks.
+        task: One of its VQA or classification tasks.
         data: Folder of the data sets.
         split: Which records are judged.
 

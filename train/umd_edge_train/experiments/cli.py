@@ -137,13 +137,9 @@ def _measure(
     """Metrics of one kind of baseline, by task."""
     from .baselines import FITTED, baseline_predictions
     from .cnn import load_cnn, train_cnn
-    from .predictions import predict_checkpoint
+    from .run_predictions import predict_checkpoint
 
-    suitable = [
-        str(table["name"])
-        for table in recipe.tasks
-        if table.get("kind") != "retrieval" and not table.get("multi_label")
-    ]
+    suitable = [str(t["name"]) for t in recipe.tasks if t.get("kind") != "retrieval"]
     names = tasks or tuple(suitable)
     for fitted in FITTED:
         if fitted == kind:

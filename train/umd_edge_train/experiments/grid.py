@@ -32,7 +32,10 @@ else:  # pragma: no cover - exercised on Python 3.10 only
 __all__ = ["Cell", "Experiment", "Grid", "GridDataset", "Job", "Plan", "load_grid", "make_plan"]
 
 _DATASET = "{dataset}"
-_COMPARED = re.compile(r"(balanced_|closed_|open_)?accuracy|accuracy_.+")
+_COMPARED = re.compile(
+    r"(balanced_|closed_|open_)?accuracy|accuracy_.+|macro_auroc|auroc_.+"
+    r"|(image_to_text|text_to_image)_r[1-9]\d*"
+)
 _FRACTION, _REPEAT = "{fraction}", "{repeat}"
 
 
@@ -46,8 +49,7 @@ class GridDataset:
     """Fine-tuning recipe, from the grid's folder: the baselines use its records and tasks."""
     task: str
     metrics: tuple[str, ...]
-    """The primary one first; those that are means of right records (`accuracy`,
-    `accuracy_<question type>`, `accuracy_excluding_<question type>`, `balanced_accuracy`)."""
+    """The primary one first; those that records are compared by (`COMPARED_METRICS`)."""
 
     def __post_init__(self) -> None:
         others = [name for name in self.metrics if not _COMPARED.fullmatch(name)]

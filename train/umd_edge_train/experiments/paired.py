@@ -31,10 +31,11 @@ __all__ = [
 ]
 
 COMPARED_METRICS = (
-    "accuracy, balanced_accuracy, closed_accuracy, open_accuracy, accuracy_<question type> and "
-    "accuracy_excluding_<question type>"
+    "accuracy, balanced_accuracy, closed_accuracy, open_accuracy, accuracy_<question type>, "
+    "accuracy_excluding_<question type>, macro_auroc, auroc_<label>, image_to_text_r<rank> and "
+    "text_to_image_r<rank>"
 )
-"""The means of right records, for messages."""
+"""Those that arms are compared by, record by record, for messages."""
 
 BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float64]

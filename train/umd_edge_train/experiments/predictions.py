@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,47 +12,50 @@ import numpy.typing as npt
 
 from umd_edge._evaluate import example_metrics
 from umd_edge._evaluation import is_right
-from umd_edge._postprocess import probabilities
-from umd_edge._records import Example, Record, build_examples, read_records
+from umd_edge._rank import PairScores
+from umd_edge._records import Example
+from umd_edge._retrieval_metrics import (
+    RetrievalItems,
+    query_ranks,
+    retrieval_metrics,
+)
 from umd_edge._task import TaskSpec
-from umd_edge._tokenizer import TextTokenizer
 from umd_edge.errors import DataError, UsageError
 
-from ..checkpoint import Checkpoint, load_checkpoint, write_json
-from ..evaluate import find_task, task_logits
-from ..pictures import PictureStore
-from ..recipe import DatasetConfig, Recipe, recipe_from_dict
-from .cnn import is_cnn, load_cnn
-from .paired import COMPARED_METRICS, Outcomes
+from .paired import COMPARED_METRICS, Outcomes, Rankings
 
-__all__ = [
-    "Predictions",
-    "fingerprint",
-    "kept_predictions",
-    "manifests",
-    "outcomes",
-    "predict_checkpoint",
-    "predict_run",
-    "predictions_of",
-    "task_records",
-]
+__all__ = ["Predictions", "outcomes", "predictions_of", "retrieval_predictions"]
 
 _NO_LETTER = re.compile(r"[^a-z0-9]+")
+_DIRECTIONS = ("image_to_text", "text_to_image")
+_RECALL = re.compile(r"(image_to_text|text_to_image)_r(\d+)")
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """One model on one task and split; records are sorted by their ids."""
+    """One model on one task and split; records are sorted by their ids.
+
+    Of retrieval, a record is a query: each picture for its texts, and each text for its pictures.
+    """
 
     ids: tuple[str, ...]
     groups: tuple[str, ...]
     kinds: tuple[str, ...]
-    """(N,) class of each record, or its question type in lower case."""
+    """(N,) class of each record, its question type in lower case, or the direction of a query."""
     answer_types: tuple[str, ...]
     """(N,) `OPEN`, `CLOSED` or empty."""
     right: tuple[bool, ...]
+    """(N,) whether the record is right; empty for a task of several labels."""
     metrics: Mapping[str, Mapping[str, Any]]
     """All of the runtime's metrics: name -> `{"value", "low", "high", "n"}`."""
+    ranks: tuple[int, ...] = ()
+    """(N,) retrieval: rank of the best right item, from 1."""
+    labels: tuple[str, ...] = ()
+    """(K,) of a task of several labels."""
+    truth: tuple[tuple[float | None, ...], ...] = ()
+    """(N, K): 1, 0, or None for unknown."""
+    scores: tuple[tuple[float, ...], ...] = ()
+    """(N, K) probabilities."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON object."""
@@ -66,6 +66,10 @@ class Predictions:
             "answer_types": list(self.answer_types),
             "right": [int(value) for value in self.right],
             "metrics": {name: dict(metric) for name, metric in self.metrics.items()},
+            "ranks": list(self.ranks),
+            "labels": list(self.labels),
+            "truth": [list(row) for row in self.truth],
+            "scores": [list(row) for row in self.scores],
         }
 
     @staticmethod
@@ -78,49 +82,93 @@ class Predictions:
             answer_types=tuple(table["answer_types"]),
             right=tuple(bool(value) for value in table["right"]),
             metrics=table["metrics"],
+            ranks=tuple(table.get("ranks", ())),
+            labels=tuple(table.get("labels", ())),
+            truth=tuple(tuple(row) for row in table.get("truth", ())),
+            scores=tuple(tuple(row) for row in table.get("scores", ())),
         )
 
 
 def predictions_of(
     task: TaskSpec, examples: Sequence[Example], probability: npt.NDArray[np.float64]
 ) -> Predictions:
-    """Judge probabilities (N, K) of a VQA task or a single-label classification.
+    """Judge probabilities (N, K) of a VQA task or a classification.
 
     Raises:
-        UsageError: The task is multi-label: its records are not right or wrong as a whole.
         DataError: Two records have the same id.
     """
-    if task.multi_label or task.kind == "retrieval":
-        raise UsageError(
-            f"task {task.name!r} is {'multi-label' if task.multi_label else task.kind}; only VQA "
-            "and single-label classifications are compared record by record"
+    order = _order(task.name, examples)
+    listed, rows = [examples[i] for i in order], probability[order]
+    metrics = {name: m.to_dict() for name, m in example_metrics(task, listed, rows).items()}
+    ids, groups = _names(listed)
+    if task.multi_label:
+        nothing = ("",) * len(listed)
+        truth = tuple(_known(example.target) for example in listed)
+        scores = tuple(tuple(row) for row in rows.tolist())
+        return Predictions(
+            ids, groups, nothing, nothing, (), metrics, (), task.outputs, truth, scores
         )
-    order = sorted(range(len(examples)), key=lambda i: examples[i].id)
-    listed = [examples[i] for i in order]
-    if len({example.id for example in listed}) != len(listed):
-        raise DataError(f"task {task.name!r}: two records have the same id; give each its own")
-    rows = probability[order]
-    called = rows.argmax(axis=1)
     right, kinds, answer_types = [], [], []
-    for example, row in zip(listed, called, strict=True):
+    for example, row in zip(listed, rows.argmax(axis=1), strict=True):
         if example.reference is not None:
             right.append(is_right(task.outputs[row], example.reference))
             kinds.append(_slug(example.reference.question_type or ""))
             answer_types.append((example.reference.answer_type or "").upper())
         elif example.target is not None:
-            truth = int(np.nanargmax(example.target))
-            right.append(int(row) == truth)
-            kinds.append(task.outputs[truth])
+            truth_row = int(np.nanargmax(example.target))
+            right.append(int(row) == truth_row)
+            kinds.append(task.outputs[truth_row])
             answer_types.append("")
-    metrics = example_metrics(task, listed, rows)
-    return Predictions(
-        ids=tuple(example.id for example in listed),
-        groups=tuple(example.group for example in listed),
-        kinds=tuple(kinds),
-        answer_types=tuple(answer_types),
-        right=tuple(right),
-        metrics={name: metric.to_dict() for name, metric in metrics.items()},
+    return Predictions(ids, groups, tuple(kinds), tuple(answer_types), tuple(right), metrics)
+
+
+def retrieval_predictions(
+    task: TaskSpec, examples: Sequence[Example], items: RetrievalItems, scores: PairScores
+) -> Predictions:
+    """Judge the scores of a pool, query by query.
+
+    Args:
+        task: A retrieval task.
+        examples: One for each pair of `items`, in its order.
+        items: The pool.
+        scores: Of its pictures and texts.
+
+    Raises:
+        DataError: Two records have the same id.
+    """
+    order = _order(task.name, examples)
+    ids, groups = _names([examples[i] for i in order])
+    by_direction = (
+        query_ranks(scores.text_places(), items.pairs)[order],
+        query_ranks(scores.image_places(), items.pairs[:, ::-1])[order],
     )
+    ranks = tuple(int(rank) for part in by_direction for rank in part)
+    n = len(order)
+    return Predictions(
+        ids=tuple(f"{direction} {name}" for direction in _DIRECTIONS for name in ids),
+        groups=groups * 2,
+        kinds=tuple(direction for direction in _DIRECTIONS for _ in range(n)),
+        answer_types=("",) * (2 * n),
+        right=tuple(rank == 1 for rank in ranks),
+        metrics={k: m.to_dict() for k, m in retrieval_metrics(items, scores).items()},
+        ranks=ranks,
+    )
+
+
+def _order(task: str, examples: Sequence[Example]) -> list[int]:
+    if len({example.id for example in examples}) != len(examples):
+        raise DataError(f"task {task!r}: two records have the same id; give each its own")
+    return sorted(range(len(examples)), key=lambda i: examples[i].id)
+
+
+def _names(examples: Sequence[Example]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Ids and patients."""
+    return tuple(e.id for e in examples), tuple(e.group for e in examples)
+
+
+def _known(target: npt.NDArray[np.float32] | None) -> tuple[float | None, ...]:
+    values = [] if target is None else target.tolist()
+    return tuple(None if np.isnan(value) else value for value in values)
 
 
 def _slug(text: str) -> str:
@@ -141,137 +189,56 @@ def _strata(predictions: Predictions, metric: str) -> npt.NDArray[np.int64]:
         chosen = kinds != metric.removeprefix("accuracy_excluding_")
     elif metric.startswith("accuracy_"):
         chosen = kinds == metric.removeprefix("accuracy_")
+    elif recall := _RECALL.fullmatch(metric):
+        chosen = kinds == recall[1]
     else:
-        raise UsageError(
-            f"metric {metric!r} is no mean of right records; {COMPARED_METRICS} are allowed"
-        )
+        raise UsageError(f"metric {metric!r} given; {COMPARED_METRICS} are allowed")
     if not chosen.any():
         raise DataError(f"no record counts for {metric!r}; the records are of {set(kinds)}")
     return np.where(chosen, 0, -1).astype(np.int64)
 
 
-def outcomes(seeds: Sequence[Predictions], metric: str) -> Outcomes:
+def outcomes(seeds: Sequence[Predictions], metric: str) -> Outcomes | Rankings:
     """The runs of one arm, ready for the statistics of a metric.
 
     Raises:
-        UsageError: The metric is no mean of right records.
+        UsageError: The metric is none that records are compared by, or none of this task.
         DataError: The runs are of different records.
     """
     first = seeds[0]
     if any(other.ids != first.ids for other in seeds):
         raise DataError("the seeds of an arm were evaluated on different records; use one data set")
+    if bool(first.labels) != (metric == "macro_auroc" or metric.startswith("auroc_")):
+        raise UsageError(
+            f"metric {metric!r} given; a task of several labels has macro_auroc and "
+            "auroc_<label>, and it alone"
+        )
+    if first.labels:
+        return _rankings(seeds, metric)
+    recall = _RECALL.fullmatch(metric)
+    if recall and not first.ranks:
+        raise UsageError(f"metric {metric!r} given; retrieval alone has it")
+    right = [np.asarray(run.ranks) <= int(recall[2]) if recall else run.right for run in seeds]
     return Outcomes(
         ids=first.ids,
         groups=first.groups,
         strata=_strata(first, metric),
-        right=np.asarray([run.right for run in seeds], dtype=np.bool_),
+        right=np.asarray(right, dtype=np.bool_),
     )
 
 
-# --- records and runs -------------------------------------------------------------------------
-
-
-def split_records(data: Path, dataset: DatasetConfig, split: str, recipe: Recipe) -> list[Record]:
-    """The records of a split that a recipe may use."""
-    records = read_records(data / dataset.path / f"{dataset.prefix}{split}.jsonl")
-    if recipe.allow_non_commercial:
-        return records
-    return [record for record in records if record.raw.get("non_commercial") is False]
-
-
-def task_records(recipe: Recipe, task: str, data: Path, split: str) -> list[Record]:
-    """The records of a split of all data sets that a task is trained on.
-
-    Raises:
-        UsageError: The recipe has no such task.
-    """
-    names = [str(table.get("name")) for table in recipe.tasks]
-    if task not in names:
-        raise UsageError(f"task {task!r} given; the recipe has {names}")
-    chosen = recipe.training_of(names.index(task)).datasets
-    return [
-        record
-        for dataset in recipe.datasets
-        if dataset.name in chosen
-        for record in split_records(data, dataset, split, recipe)
-    ]
-
-
-def predict_checkpoint(
-    checkpoint: Checkpoint, task_name: str, data: Path, split: str
-) -> Predictions:
-    """Predictions of a checkpoint on a split of the data sets that it was trained on.
-
-    Raises:
-        UnknownTaskError: The checkpoint has no such task.
-        DataError: A manifest is broken, or holds no record of the task.
-    """
-    task = find_task(checkpoint.tasks, task_name)
-    recipe = recipe_from_dict(checkpoint.provenance.get("recipe", {}))
-    records = task_records(recipe, task_name, data, split)
-    found = build_examples(records, task, checkpoint.structured_fields)
-    if not found.examples:
-        raise DataError(f"the {split} split holds no record of task {task_name!r}")
-    spec = checkpoint.preprocess
-    paths = sorted({example.image_path for example in found.examples})
-    store = PictureStore(paths, spec.height, spec.width, spec.coefficient_bits)
-    tokenizer = TextTokenizer.from_bytes(checkpoint.tokenizer_json, checkpoint.max_length)
-    ordered, logits = task_logits(checkpoint.model, task, found.examples, store, tokenizer, spec)
-    return predictions_of(task, ordered, probabilities(logits.numpy(), task))
-
-
-def fingerprint(text: str, files: Sequence[Path]) -> str:
-    """SHA-256 over a text and the content of files.
-
-    Raises:
-        DataError: A file cannot be read.
-    """
-    digest = hashlib.sha256(text.encode())
-    for path in files:
-        try:
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read; it is part of what was measured") from error
-    return digest.hexdigest()
-
-
-def manifests(recipe: Recipe, data: Path, split: str) -> list[Path]:
-    """The JSONL files of a split."""
-    return [data / d.path / f"{d.prefix}{split}.jsonl" for d in recipe.datasets]
-
-
-def _run_mark(final: Path, task: str, data: Path, split: str) -> str:
-    provenance = json.loads((final / "provenance.json").read_text(encoding="utf-8"))
-    recipe = recipe_from_dict(provenance.get("recipe", {}))
-    files = [*sorted(final.glob("*.safetensors")), *manifests(recipe, data, split)]
-    return fingerprint(f"{task}\0{split}", files)
-
-
-def kept_predictions(kept: Path, mark: str, make: Callable[[], Predictions]) -> Predictions:
-    """The predictions in a JSON file when they carry this mark; else new ones, which it keeps."""
-    if kept.exists():
-        table = json.loads(kept.read_text(encoding="utf-8"))
-        if table.get("fingerprint") == mark:
-            return Predictions.from_dict(table)
-    found = make()
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    write_json(kept, {"fingerprint": mark, **found.to_dict()})
-    return found
-
-
-def predict_run(final: Path, task: str, data: Path, split: str, kept: Path) -> Predictions:
-    """Predictions of a finished run; those in `kept` are used when nothing has changed since.
-
-    Args:
-        final: Checkpoint of a run, or of the small CNN.
-        task: Name of the task.
-        data: Folder of the data sets.
-        split: Which records.
-        kept: JSON file to keep the predictions in.
-    """
-
-    def make() -> Predictions:
-        checkpoint = load_cnn(final) if is_cnn(final) else load_checkpoint(final)
-        return predict_checkpoint(checkpoint, task, data, split)
-
-    return kept_predictions(kept, _run_mark(final, task, data, split), make)
+def _rankings(seeds: Sequence[Predictions], metric: str) -> Rankings:
+    """The labels that the metric speaks of."""
+    first = seeds[0]
+    wanted = metric.removeprefix("auroc_")
+    labels = first.labels if metric == "macro_auroc" else (wanted,)
+    if not set(labels) <= set(first.labels):
+        raise UsageError(f"metric {metric!r} given; the task has {list(first.labels)}")
+    columns = [first.labels.index(label) for label in labels]
+    return Rankings(
+        ids=first.ids,
+        groups=first.groups,
+        # None becomes NaN
+        truth=np.asarray(first.truth, dtype=np.float64)[:, columns],
+        scores=np.asarray([run.scores for run in seeds], dtype=np.float64)[:, :, columns],
+    )

@@ -16,15 +16,9 @@ from ..recipe import load_recipe
 from ..split_scheme import split_scheme
 from .baselines import Baseline, baseline_predictions
 from .grid import Cell, Experiment, GridDataset, Plan
-from .paired import Outcomes, Summary, paired_difference, summarise
-from .predictions import (
-    Predictions,
-    fingerprint,
-    kept_predictions,
-    manifests,
-    outcomes,
-    predict_run,
-)
+from .paired import Outcomes, Rankings, Summary, paired_difference, summarise
+from .predictions import Predictions, outcomes
+from .run_predictions import fingerprint, kept_predictions, manifests, predict_run
 from .runner import is_done, load_plan
 
 __all__ = ["ArmRuns", "Results", "measure_grid"]
@@ -41,8 +35,8 @@ class ArmRuns:
     trial: tuple[str, ...] = ()
     """The settings that were best on the validation split."""
 
-    def outcomes(self, metric: str, seeds: Sequence[int] | None = None) -> Outcomes:
-        """What the runs got right, of these seeds alone where they are given."""
+    def outcomes(self, metric: str, seeds: Sequence[int] | None = None) -> Outcomes | Rankings:
+        """What the runs made of each record, of these seeds alone where they are given."""
         pairs = zip(self.seeds, self.predictions, strict=True)
         return outcomes([p for seed, p in pairs if seeds is None or seed in seeds], metric)
 
@@ -144,9 +138,12 @@ def _baselines(
     plan: Plan, dataset: GridDataset, data: Path, split: str, folder: Path
 ) -> dict[Baseline, Predictions]:
     recipe = load_recipe(Path(plan.folder) / dataset.recipe)
+    kind_of = {str(t.get("name")): t.get("kind") for t in recipe.tasks}
     kinds: list[Baseline] = ["majority", "pixels"]
-    if any(t.get("name") == dataset.task and t.get("kind") == "vqa" for t in recipe.tasks):
+    if kind_of.get(dataset.task) == "vqa":
         kinds.insert(1, "question-only")
+    elif kind_of.get(dataset.task) == "retrieval":
+        kinds = []
     files = [m for part in (*recipe.train_splits, split) for m in manifests(recipe, data, part)]
     found: dict[Baseline, Predictions] = {}
     for kind in kinds:
