@@ -241,8 +241,9 @@ def load_corpus(
             )
             for i, task in enumerate(tasks)
         )
-    texts = {e.text for sets in per_task["train"] for s in sets for e in s.examples}
-    texts |= _vocabulary_texts(recipe, data)
+    texts = _vocabulary_texts(recipe, data)
+    if not recipe.vocabulary_alone:
+        texts |= {e.text for sets in per_task["train"] for s in sets for e in s.examples}
     return Corpus(
         tasks=tasks,
         fields=fields,

@@ -251,6 +251,9 @@ class Recipe:
     """Of `umd-edge-export distil`."""
     datasets: tuple[DatasetConfig, ...] = ()
     vocabulary: tuple[VocabularyConfig, ...] = ()
+    vocabulary_alone: bool = False
+    """The tokenizer's vocabulary is trained on `vocabulary` alone, and reads the tasks' texts in
+    its words, as a run does that starts from another's."""
     structured_fields: tuple[StructuredConfig, ...] = ()
     tasks: tuple[dict[str, Any], ...] = ()
 
@@ -261,6 +264,8 @@ class Recipe:
         if self.folds and not 0 <= self.fold < self.folds:
             raise UsageError(f"recipe: fold {self.fold} given; 0..{self.folds - 1} is allowed")
         _at_least("recipe.seed", self.seed, 0)
+        if self.vocabulary_alone and not self.vocabulary:
+            raise UsageError("recipe: vocabulary_alone needs one [[vocabulary]] or more")
         both = sorted(set(self.train_splits) & set(self.validation_splits))
         if both and not self.folds:
             raise UsageError(
