@@ -14,12 +14,13 @@ from PIL import Image
 from umd_edge.errors import UsageError
 from umd_edge_train.cli import main
 from umd_edge_train.config import from_dict
-from umd_edge_train.experiments.grid import Grid, Plan, make_plan
-from umd_edge_train.experiments.page import _verdict, append_log, write_page
+from umd_edge_train.experiments.grid import Grid, LeftOut, Plan, make_plan
+from umd_edge_train.experiments.page import append_log, write_page
 from umd_edge_train.experiments.paired import Summary, paired_difference
 from umd_edge_train.experiments.predictions import Predictions
 from umd_edge_train.experiments.results import ArmRuns, Results, _chosen, measure_grid
 from umd_edge_train.experiments.runner import save_plan
+from umd_edge_train.experiments.tables import verdict
 
 _N = 120
 
@@ -143,7 +144,7 @@ def test_the_page_shows_means_intervals_and_spreads(results: Results, tmp_path: 
 def test_the_page_names_splits_that_are_known(results: Results, tmp_path: Path):
     page = tmp_path / "docs" / "results.md"
     write_page(results, page)
-    assert "val split; " in page.read_text(encoding="utf-8")
+    assert "val split (as the files stand); " in page.read_text(encoding="utf-8")
     write_page(replace(results, splits={"eyes": "published with EYES"}), page)
     assert "val split (published with EYES); " in page.read_text(encoding="utf-8")
 
@@ -153,7 +154,7 @@ def test_the_page_compares_with_the_arm_before_and_with_the_first(results: Resul
     page = (tmp_path / "results.md").read_text(encoding="utf-8")
     found = [line for line in page.splitlines() if " - " in line and line.startswith("| mr")]
     names = [line.split("|")[1].strip() for line in found]
-    assert names == ["mr - none", "mr+td - mr", "mr+td - none", "mr+td - cnn"]
+    assert names == ["mr - none", "mr+td - mr", "mr+td - none", "mr - cnn", "mr+td - cnn"]
     one = results.arms["method", "eyes", "mr", 1.0].outcomes("accuracy")
     other = results.arms["method", "eyes", "none", 1.0].outcomes("accuracy")
     expected = paired_difference(one, other)
@@ -176,7 +177,42 @@ def test_the_page_compares_with_the_arm_before_and_with_the_first(results: Resul
 )
 def test_an_arm_is_better_only_where_patients_and_seeds_agree(value, low, high, by_seed, expected):
     summary = Summary(value=value, low=low, high=high, by_seed=by_seed, n=9, patients=9)
-    assert _verdict(summary) == expected
+    assert verdict(summary) == expected
+
+
+def test_a_baseline_that_is_ahead_is_named(results: Results, tmp_path: Path):
+    better = {("eyes", "pixels"): _predictions(0.6, 9), **results.baselines}
+    write_page(replace(results, baselines=better), tmp_path / "results.md")
+    page = (tmp_path / "results.md").read_text(encoding="utf-8")
+    told = [line for line in page.splitlines() if "is ahead of these" in line]
+    # once for each experiment: both compare `none`
+    assert told == ["* baseline `pixels` is ahead of these, by accuracy: none (worse)."] * 2
+    write_page(results, tmp_path / "results.md")
+    assert "is ahead" not in (tmp_path / "results.md").read_text(encoding="utf-8")
+
+
+def test_an_arm_beside_that_is_ahead_is_named(results: Results, tmp_path: Path):
+    own = results.arms["method", "eyes", "none", 1.0]
+    cnn = replace(own, predictions=tuple(_predictions(0.7, seed) for seed in own.seeds))
+    arms = {**results.arms, ("method", "eyes", "cnn", 1.0): cnn}
+    for run in cnn.runs:
+        assert (results.folder / "done" / f"{run}.json").exists()
+    write_page(replace(results, arms=arms), tmp_path / "results.md")
+    page = (tmp_path / "results.md").read_text(encoding="utf-8")
+    assert "* `cnn` is ahead of these, by accuracy: none (worse)." in page
+
+
+def test_what_an_arm_is_and_what_was_left_out_stand_on_the_page(results: Results, tmp_path: Path):
+    grid = results.plan.grid
+    told = replace(
+        grid,
+        arms=tuple(replace(a, about="seen nothing") if a.name == "none" else a for a in grid.arms),
+        left_out=(LeftOut(what="ears", why="no free records"),),
+    )
+    write_page(replace(results, asked=replace(results.plan, grid=told)), tmp_path / "results.md")
+    page = (tmp_path / "results.md").read_text(encoding="utf-8")
+    assert page.count("\n* none: seen nothing\n") == len(grid.experiments)
+    assert "* ears: no free records" in page[page.index("## Not run") :]
 
 
 def test_what_was_not_run_is_listed(results: Results, tmp_path: Path):
@@ -212,6 +248,7 @@ def test_what_only_a_larger_grid_asks_for_is_listed_as_not_run(results: Results,
 
 def test_few_labels_have_a_table_and_a_curve(results: Results, tmp_path: Path):
     write_page(results, tmp_path / "results.md")
+    assert "| 100% | baseline: majority |" in (tmp_path / "results.md").read_text(encoding="utf-8")
     page = (tmp_path / "results.md").read_text(encoding="utf-8")
     assert "| 10% | none | 3 |" in page
     assert re.search(r"\| 10% \| mr - none \| \+0\.\d{3} \|", page)

@@ -29,7 +29,17 @@ if sys.version_info >= (3, 11):
 else:  # pragma: no cover - exercised on Python 3.10 only
     import tomli as tomllib
 
-__all__ = ["Cell", "Experiment", "Grid", "GridDataset", "Job", "Plan", "load_grid", "make_plan"]
+__all__ = [
+    "Cell",
+    "Experiment",
+    "Grid",
+    "GridDataset",
+    "Job",
+    "LeftOut",
+    "Plan",
+    "load_grid",
+    "make_plan",
+]
 
 _DATASET = "{dataset}"
 _COMPARED = re.compile(
@@ -88,6 +98,8 @@ class Arm:
     """In place of `stages` where only a part of the patients is labelled; empty: the same."""
     set: tuple[str, ...] = ()
     """Settings of the last stage."""
+    about: str = ""
+    """What it is, for the page of results: what sets it apart from the others."""
 
     def chain(self, fraction: float) -> tuple[str, ...]:
         """The stages of a run with this part of the patients labelled."""
@@ -112,6 +124,19 @@ class Experiment:
     """Settings of the last stage that every arm is tried with; the best on the validation split
     counts. All arms get the same trials, so that none is tuned more than another."""
 
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """All arms, those beside last."""
+        return (*self.arms, *self.beside)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOut:
+    """What a reader of the results would look for, and why it is not there."""
+
+    what: str
+    why: str
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
@@ -131,6 +156,9 @@ class Grid:
     whole. `{repeat}` is 1 / fraction, rounded: few pictures are drawn so often that the number of
     steps stays about the same."""
 
+    left_out: tuple[LeftOut, ...] = ()
+    """Listed on the page beside the arms that were not run."""
+
     def __post_init__(self) -> None:
         for kind in ("datasets", "stages", "arms", "experiments"):
             names = [part.name for part in getattr(self, kind)]
@@ -144,7 +172,7 @@ class Grid:
         for experiment in self.experiments:
             where = f"experiment {experiment.name!r}"
             _known(where, "datasets", experiment.datasets, self.datasets)
-            _known(where, "arms", (*experiment.arms, *experiment.beside), self.arms)
+            _known(where, "arms", experiment.compared, self.arms)
             if not experiment.arms or not experiment.trials or not experiment.fractions:
                 raise UsageError(f"grid: {where}: one arm, trial and fraction at least are needed")
             if not all(0.0 < fraction <= 1.0 for fraction in experiment.fractions):
@@ -339,7 +367,7 @@ class _Planner:
         for experiment in self.grid.experiments:
             for dataset, name, fraction, trial, seed in product(
                 experiment.datasets,
-                (*experiment.arms, *experiment.beside),
+                experiment.compared,
                 experiment.fractions,
                 experiment.trials,
                 self.grid.seeds,

@@ -12,141 +12,25 @@ from pathlib import Path
 import numpy as np
 
 from ..source import commit
-from ..split_scheme import AS_GIVEN
 from .grid import Experiment, GridDataset
 from .paired import Summary
 from .plots import Bar, Curve, draw_bars, draw_curves
 from .results import ArmRuns, Results
+from .tables import (
+    arm_cells,
+    arm_table,
+    baseline_rows,
+    baselines_ahead,
+    dataset_of,
+    difference_cells,
+    difference_table,
+    in_words,
+    markdown_table,
+    records_counted,
+    trials_told,
+)
 
 __all__ = ["append_log", "write_page"]
-
-_NOT_RUN = "not run"
-
-
-def _dataset(results: Results, name: str) -> GridDataset:
-    return next(d for d in results.plan.grid.datasets if d.name == name)
-
-
-def _words(metric: str) -> str:
-    return metric.replace("_", " ")
-
-
-def _interval(summary: Summary, sign: str = "") -> str:
-    if summary.low is None or summary.high is None:
-        return "undefined"
-    return f"{summary.low:{sign}.3f} to {summary.high:{sign}.3f}"
-
-
-def _spread(summary: Summary) -> str:
-    if len(summary.by_seed) < 2:
-        return "one run"
-    return f"{min(summary.by_seed):.3f} to {max(summary.by_seed):.3f}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [head, ["---"] * len(head), *rows]
-    return [f"| {' | '.join(line)} |" for line in lines]
-
-
-# --- arms -------------------------------------------------------------------------------------
-
-
-def _arm_cells(arm: ArmRuns | None, metrics: Sequence[str]) -> list[str]:
-    if arm is None:
-        return [_NOT_RUN] + [""] * (3 * len(metrics))
-    cells = [str(len(arm.seeds))]
-    for metric in metrics:
-        summary = arm.summary(metric)
-        cells += [f"{summary.value:.3f}", _interval(summary), _spread(summary)]
-    return cells
-
-
-def _arm_table(results: Results, experiment: Experiment, dataset: GridDataset) -> list[str]:
-    head = ["arm", "seeds"]
-    for metric in dataset.metrics:
-        head += [_words(metric), "95 % interval", "over seeds"]
-    rows = []
-    for name in (*experiment.arms, *experiment.beside):
-        arm = results.arms.get((experiment.name, dataset.name, name, 1.0))
-        rows.append([name, *_arm_cells(arm, dataset.metrics)])
-    for (home, kind), predictions in results.baselines.items():
-        if home == dataset.name:
-            fitted = ArmRuns((0,), (kind,), (predictions,))
-            rows.append([f"baseline: {kind}", *_arm_cells(fitted, dataset.metrics)])
-            rows[-1][1] = ""
-    return _table(head, rows)
-
-
-def _counts(results: Results, experiment: Experiment, dataset: GridDataset) -> str:
-    for (name, home, _, _), arm in results.arms.items():
-        if (name, home) == (experiment.name, dataset.name):
-            parts = []
-            for metric in dataset.metrics:
-                summary = arm.summary(metric)
-                parts.append(
-                    f"{_words(metric)}: {summary.n} records of {summary.patients} patients"
-                )
-            scheme = results.splits.get(dataset.name, AS_GIVEN)
-            named = "" if scheme == AS_GIVEN else f" ({scheme})"
-            return f"{results.split} split{named}; {'; '.join(parts)}."
-    return f"{results.split} split; nothing was run."
-
-
-def _trials(results: Results, experiment: Experiment, dataset: GridDataset) -> list[str]:
-    if len(experiment.trials) < 2:
-        return []
-    lines = [
-        "",
-        f"Every arm was tried with {len(experiment.trials)} settings; the one with the best "
-        f"{_words(dataset.metrics[0])} on the validation split counts:",
-        "",
-    ]
-    for name in (*experiment.arms, *experiment.beside):
-        arm = results.arms.get((experiment.name, dataset.name, name, 1.0))
-        if arm is not None:
-            lines.append(f"* {name}: `{' '.join(arm.trial) or 'as in the recipe'}`")
-    return lines
-
-
-# --- differences ------------------------------------------------------------------------------
-
-
-def _pairs(experiment: Experiment) -> list[tuple[str, str]]:
-    """(arm, arm that it is compared with)."""
-    arms = experiment.arms
-    pairs: list[tuple[str, str]] = []
-    for index, arm in enumerate(arms[1:], start=1):
-        if experiment.kind == "ladder":
-            pairs.append((arm, arms[index - 1]))
-        pairs.append((arm, arms[0]))
-    pairs += [(arms[-1], name) for name in experiment.beside]
-    return list(dict.fromkeys(pairs))
-
-
-def _verdict(summary: Summary) -> str:
-    # The interval speaks of other patients; that other runs would agree, the seeds must show.
-    agree = all(value * summary.value > 0.0 for value in summary.by_seed)
-    if not (summary.excludes_zero and agree):
-        return "not told apart"
-    return "better" if summary.value > 0 else "worse"
-
-
-def _difference_cells(summary: Summary | None) -> list[str]:
-    if summary is None:
-        return [_NOT_RUN, "", "", ""]
-    seeds = ", ".join(f"{value:+.3f}" for value in summary.by_seed)
-    return [f"{summary.value:+.3f}", _interval(summary, "+"), seeds, _verdict(summary)]
-
-
-def _difference_table(results: Results, experiment: Experiment, dataset: GridDataset) -> list[str]:
-    rows = []
-    for first, second in _pairs(experiment):
-        for metric in dataset.metrics:
-            summary = results.difference(experiment, dataset, first, second, metric)
-            rows.append([f"{first} - {second}", _words(metric), *_difference_cells(summary)])
-    head = ["difference", "metric", "value", "95 % interval", "each seed", "first arm is"]
-    return _table(head, rows)
-
 
 # --- pictures ---------------------------------------------------------------------------------
 
@@ -154,7 +38,7 @@ def _difference_table(results: Results, experiment: Experiment, dataset: GridDat
 def _bars(results: Results, experiment: Experiment, dataset: GridDataset) -> list[Bar]:
     metric = dataset.metrics[0]
     bars = []
-    for name in (*experiment.arms, *experiment.beside):
+    for name in experiment.compared:
         arm = results.arms.get((experiment.name, dataset.name, name, 1.0))
         if arm is not None:
             is_baseline = name in experiment.beside
@@ -221,6 +105,8 @@ class _Page:
         self.results, self.out = results, out
         self.pictures = out.with_suffix("")
         self.lines: list[str] = []
+        # What the folder's grid was when it last ran may say less than the file.
+        self._whole = (results.asked or results.plan).grid
 
     def _picture(self, name: str, title: str) -> tuple[Path, str]:
         path = self.pictures / f"{name}.png"
@@ -252,28 +138,32 @@ class _Page:
 
     def experiment(self, experiment: Experiment) -> None:
         self.lines += ["", f"## {experiment.title}"]
+        about = {arm.name: arm.about for arm in self._whole.arms}
+        told = [f"* {name}: {about[name]}" for name in experiment.compared if about[name]]
+        self.lines += ["", *told] if told else []
         for name in experiment.datasets:
-            dataset = _dataset(self.results, name)
+            dataset = dataset_of(self.results, name)
             self.lines += ["", f"### {experiment.name}: {name}", ""]
-            self.lines += [_counts(self.results, experiment, dataset), ""]
+            self.lines += [records_counted(self.results, experiment, dataset), ""]
             if experiment.kind == "few-label":
                 self._few_labels(experiment, dataset)
             else:
                 self._compare(experiment, dataset)
 
     def _compare(self, experiment: Experiment, dataset: GridDataset) -> None:
-        self.lines += _arm_table(self.results, experiment, dataset)
-        self.lines += _trials(self.results, experiment, dataset)
-        self.lines += ["", *_difference_table(self.results, experiment, dataset)]
+        self.lines += arm_table(self.results, experiment, dataset)
+        self.lines += trials_told(self.results, experiment, dataset)
+        self.lines += ["", *difference_table(self.results, experiment, dataset)]
+        self.lines += baselines_ahead(self.results, experiment, dataset)
         title = f"{dataset.name}, {self.results.split} split"
         bars = _bars(self.results, experiment, dataset)
         if bars:
             path, link = self._picture(f"{experiment.name}-{dataset.name}-bars", title)
-            draw_bars(path, bars, label=_words(dataset.metrics[0]), title=title)
+            draw_bars(path, bars, label=in_words(dataset.metrics[0]), title=title)
             self.lines += ["", link]
         curves = [
             curve
-            for name in (*experiment.arms, *experiment.beside)
+            for name in experiment.compared
             if (arm := self.results.arms.get((experiment.name, dataset.name, name, 1.0)))
             and (curve := _learning_curve(self.results, name, arm, dataset))
             and len(curve.x) > 1
@@ -281,7 +171,7 @@ class _Page:
         if curves:
             title = f"{dataset.name}, validation split while training"
             path, link = self._picture(f"{experiment.name}-{dataset.name}-learning", title)
-            label = _words(dataset.metrics[0])
+            label = in_words(dataset.metrics[0])
             draw_curves(path, curves, x_label="optimiser step", y_label=label, title=title)
             self.lines += ["", link]
 
@@ -292,13 +182,22 @@ class _Page:
             points: list[tuple[float, Summary]] = []
             for fraction in experiment.fractions:
                 arm = self.results.arms.get((experiment.name, dataset.name, name, fraction))
-                rows.append([f"{fraction:.0%}", name, *_arm_cells(arm, [metric])])
+                rows.append([f"{fraction:.0%}", name, *arm_cells(arm, [metric])])
                 if arm is not None:
                     points.append((fraction, arm.summary(metric)))
             if len(points) > 1:  # one point is no curve
                 curves.append(_fraction_curve(name, points))
-        head = ["labelled patients", "arm", "seeds", _words(metric), "95 % interval", "over seeds"]
-        self.lines += [*_table(head, rows), ""]
+        fitted = baseline_rows(self.results, dataset, [metric])
+        rows += [[f"{1:.0%}", *cells] for cells in fitted]
+        head = [
+            "labelled patients",
+            "arm",
+            "seeds",
+            in_words(metric),
+            "95 % interval",
+            "over seeds",
+        ]
+        self.lines += [*markdown_table(head, rows), ""]
         differences = []
         for fraction in experiment.fractions:
             for arm_name in experiment.arms[1:]:
@@ -306,9 +205,10 @@ class _Page:
                     experiment, dataset, arm_name, experiment.arms[0], metric, fraction
                 )
                 pair = f"{arm_name} - {experiment.arms[0]}"
-                differences.append([f"{fraction:.0%}", pair, *_difference_cells(summary)])
+                differences.append([f"{fraction:.0%}", pair, *difference_cells(summary)])
         head = ["labelled patients", "difference", "value", "95 % interval", "each seed"]
-        self.lines += _table([*head, "first arm is"], differences)
+        self.lines += markdown_table([*head, "first arm is"], differences)
+        self.lines += baselines_ahead(self.results, experiment, dataset)
         if curves:
             title = f"{dataset.name}, {self.results.split} split, band: 95 % interval"
             path, link = self._picture(f"{experiment.name}-{dataset.name}", title)
@@ -316,7 +216,7 @@ class _Page:
                 path,
                 curves,
                 x_label="labelled training patients",
-                y_label=_words(metric),
+                y_label=in_words(metric),
                 title=title,
                 x_ticks=experiment.fractions,
             )
@@ -325,6 +225,7 @@ class _Page:
     def missing(self) -> None:
         missing = self.results.missing()
         self.lines += ["", "## Not run", ""]
+        self.lines += [f"* {one.what}: {one.why}" for one in self._whole.left_out]
         if not missing:
             self.lines.append("Everything that the grid asks for was run.")
         for dataset, arm, fraction, seeds in missing:
@@ -369,17 +270,17 @@ def write_page(results: Results, out: Path) -> None:
 def _log_lines(results: Results) -> Iterator[str]:
     for experiment in results.plan.grid.experiments:
         for name in experiment.datasets:
-            dataset = _dataset(results, name)
-            yield f"\n{experiment.name}/{name}: {_counts(results, experiment, dataset)}\n"
+            dataset = dataset_of(results, name)
+            yield f"\n{experiment.name}/{name}: {records_counted(results, experiment, dataset)}\n"
             metric = dataset.metrics[0]
             rows = [
-                [arm, f"{fraction:g}", *_arm_cells(found, [metric])]
-                for arm in (*experiment.arms, *experiment.beside)
+                [arm, f"{fraction:g}", *arm_cells(found, [metric])]
+                for arm in experiment.compared
                 for fraction in experiment.fractions
                 if (found := results.arms.get((experiment.name, name, arm, fraction)))
             ]
-            head = ["arm", "fraction", "seeds", _words(metric), "95 % interval", "over seeds"]
-            yield from _table(head, rows)
+            head = ["arm", "fraction", "seeds", in_words(metric), "95 % interval", "over seeds"]
+            yield from markdown_table(head, rows)
 
 
 def append_log(log: Path, results: Results) -> None:

@@ -82,6 +82,13 @@ class Results:
             return None
         return paired_difference(one.outcomes(metric, common), other.outcomes(metric, common))
 
+    def over_baseline(
+        self, arm: ArmRuns, dataset: GridDataset, kind: Baseline, metric: str
+    ) -> Summary:
+        """An arm less a fitted baseline, which is the same for every seed."""
+        fitted = outcomes([self.baselines[dataset.name, kind]] * len(arm.seeds), metric)
+        return paired_difference(arm.outcomes(metric), fitted)
+
     def missing(self) -> list[tuple[str, str, float, list[int]]]:
         """(data set, arm, fraction, seeds) that were not run, or not planned in this folder."""
         found: dict[tuple[str, str, float], set[int]] = {}
@@ -217,7 +224,7 @@ def _splits(plan: Plan, dataset: GridDataset, data: Path) -> str:
 def _belongs(cell: Cell, experiment: Experiment) -> bool:
     return (
         cell.dataset in experiment.datasets
-        and cell.arm in (*experiment.arms, *experiment.beside)
+        and cell.arm in experiment.compared
         and cell.fraction in experiment.fractions
         and cell.trial in experiment.trials
     )
