@@ -90,6 +90,7 @@ def test_the_command_prints_a_table_and_logs_it(bundle: Path, tmp_path: Path):
     done = CliRunner().invoke(main, [*arguments, "--vqa-task", str(VQA["name"])])
     assert done.exit_code == 0, done.output
     assert "| image_to_text_r1 |" in done.stdout
+    assert "splits: as the files stand" in done.stdout
     assert "| image_to_text_r1 |" in log.read_text(encoding="utf-8")
 
 

@@ -36,6 +36,7 @@ def facets(
 
     from umd_edge._predictor import Predictor
 
+    from ..split_scheme import split_scheme
     from .facets import compare_with_facets
 
     if data.stem.endswith("test"):
@@ -55,6 +56,7 @@ def facets(
             vqa_task=vqa_task,
             progress=show,
         ).to_dict()
+    found["split"] = split_scheme(data.resolve().parent)
     table = _table(found)
     if log is not None:
         _append(log, f"{data.resolve().parent.name}/{data.name}", table)
@@ -63,7 +65,8 @@ def facets(
 
 def _table(found: dict[str, Any]) -> str:
     lines = [
-        f"{found['images']} pictures, {found['texts']} texts; difference: model less facets.\n",
+        f"{found['images']} pictures, {found['texts']} texts, splits: {found['split']}; difference: "
+        "model less facets.\n",
         "| metric | model | facets | difference | 95 % interval | n |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
