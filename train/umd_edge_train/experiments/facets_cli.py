@@ -65,8 +65,8 @@ def facets(
 
 def _table(found: dict[str, Any]) -> str:
     lines = [
-        f"{found['images']} pictures, {found['texts']} texts, splits: {found['split']}; difference: "
-        "model less facets.\n",
+        f"{found['images']} pictures, {found['texts']} texts, splits: {found['split']}; "
+        "difference: model less facets.\n",
         "| metric | model | facets | difference | 95 % interval | n |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
