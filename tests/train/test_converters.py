@@ -197,7 +197,7 @@ def test_groups_are_the_connected_parts_of_units_and_links(pairs):
         for unit, link in pairs
     ]
     patch = pytest.MonkeyPatch()
-    patch.setattr("umd_edge_train.converters.splits._digests", lambda images: {})
+    patch.setattr("umd_edge_train.converters.splits._digests", lambda *_: {})
     try:
         assert group_names(samples) == [expected[unit] for unit, _ in pairs]
     finally:
@@ -231,6 +231,18 @@ def test_pictures_of_the_same_bytes_and_of_one_case_stay_together(tmp_path: Path
     assert all(patient[f"synpic{n}"] == patient[f"synpic{n + 1}"] for n in range(0, 30, 2))
     assert patient["synpic0"] == patient["synpic10"] == patient["synpic20"]
     assert len(set(patient.values())) == 15 - 2
+
+
+def test_hashing_tells_how_far_it_is_and_reads_only_what_may_be_identical(tmp_path: Path):
+    source = sets.vqa_rad(tmp_path / "source")
+    images = sorted((source / "VQA_RAD Image Folder").iterdir())
+    for extra, path in enumerate(images[:3], start=1):  # behind a picture's end: still readable
+        path.write_bytes(path.read_bytes().ljust(4000 + extra, b"\0"))
+    for path in images[3:]:
+        path.write_bytes(path.read_bytes().ljust(4000, b"\0"))
+    told: list[tuple[int, int]] = []
+    convert("vqa-rad", source, tmp_path / "out", on_hash=lambda *now: told.append(now))
+    assert told == [(done, len(images) - 3) for done in range(1, len(images) - 2)]
 
 
 def test_one_medpix_picture_has_one_patient_and_split_in_both_sets(tmp_path: Path, sources):
@@ -464,6 +476,31 @@ def test_command_prints_counts_and_as_json_the_report(tmp_path: Path, sources):
     report = ConvertReport(**json.loads(done.stdout))
     assert sum(counts["records"] for counts in report.counts.values()) == 18
     assert _files(tmp_path / "a") == _files(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("images", "bars"),
+    [
+        ("reference", ["comparing pictures"]),
+        ("copy", ["comparing pictures", "placing pictures"]),
+    ],
+)
+def test_command_shows_the_progress_of_what_it_does_on_stderr(
+    tmp_path: Path, sources, images: str, bars: list[str]
+):
+    done = _run("slake", sources["slake"], tmp_path / "out", "--images", images, "--json")
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("warning: ")]
+    assert lines == bars
+    assert json.loads(done.stdout)["format"] == "slake"
+
+
+def test_a_command_that_hashes_nothing_shows_no_bar(tmp_path: Path):
+    source = sets.slake(tmp_path / "source")
+    for extra, path in enumerate(sorted(source.rglob("*.jpg"))):
+        path.write_bytes(path.read_bytes().ljust(4000 + extra, b"\0"))
+    done = _run("slake", source, tmp_path / "out")
+    assert done.exit_code == 0, done.stderr
+    assert "comparing" not in done.stderr
 
 
 def test_command_hands_every_option_over(tmp_path: Path, sources):

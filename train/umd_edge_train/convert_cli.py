@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import cast
 
@@ -14,6 +13,7 @@ from .converters.melinda import LABELS
 from .converters.sample import Images, Splits
 from .converters.source import Missing
 from .converters.vqa_med import CATEGORIES
+from .data_progress import progress_bar
 from .options import PATH
 
 __all__ = ["convert_command"]
@@ -108,13 +108,8 @@ def convert_command(
         subset=subset,
         references=references,
     )
-    with click.progressbar(length=0, label="placing pictures", file=sys.stderr) as bar:
-
-        def advance(done: int, total: int) -> None:
-            bar.length = total
-            bar.update(done - bar.pos)
-
-        report = convert(name, source, out, options, on_progress=advance)
+    with progress_bar("comparing pictures") as hashed, progress_bar("placing pictures") as placed:
+        report = convert(name, source, out, options, on_hash=hashed, on_progress=placed)
     for warning in report.warnings:
         click.echo(f"warning: {warning}", err=True)
     click.echo(json.dumps(report.to_dict()) if as_json else _to_text(report, out))

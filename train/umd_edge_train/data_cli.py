@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -18,6 +15,7 @@ from umd_edge.errors import ManifestError, UsageError
 from ._check_render import to_html, to_text
 from .convert_cli import convert_command
 from .data_check import check
+from .data_progress import progress_bar
 from .options import PATH, json_option
 from .synth import MIN_IMAGES, SETS, synthesise
 
@@ -30,18 +28,6 @@ def data() -> None:
 
 
 data.add_command(convert_command)
-
-
-@contextmanager
-def _progress(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr whose length is known at the first call."""
-    with click.progressbar(length=0, label=label, file=sys.stderr) as bar:
-
-        def advance(done: int, total: int) -> None:
-            bar.length = total
-            bar.update(done - bar.pos)
-
-        yield advance
 
 
 def _write(path: Path, text: str) -> None:
@@ -86,7 +72,7 @@ def check_command(
     and 0 with warnings alone.
     """
     recipe_tasks = _read_tasks(tasks) if tasks is not None else None
-    with _progress("reading pictures") as advance:
+    with progress_bar("reading pictures") as advance:
         found = check(paths, recipe_tasks, on_progress=advance)
     if report is not None:
         _write(report, to_html(found))
@@ -102,7 +88,7 @@ def check_command(
 )
 def synth_command(out: Path, seed: int, images: int) -> None:
     """Generate small data sets with known findings, for tests and smoke runs."""
-    with _progress("writing sets") as advance:
+    with progress_bar("writing sets") as advance:
         done: list[str] = []
 
         def on_set(name: str) -> None:

@@ -157,6 +157,7 @@ def convert(
     out: str | Path,
     options: ConvertOptions | None = None,
     *,
+    on_hash: Callable[[int, int], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> ConvertReport:
     """Convert a public set into `out/{train,val,test}.jsonl` and `out/convert.json`.
@@ -170,6 +171,8 @@ def convert(
         source: Folder that the set was unpacked to. Nothing in it is changed.
         out: Folder that does not exist yet.
         options: How to convert; None means the defaults.
+        on_hash: Called with the number of pictures hashed and of all that are to be, those that are
+            as large as another one.
         on_progress: Called with the number of pictures placed and of all, when they are placed one
             by one.
 
@@ -188,7 +191,7 @@ def convert(
     if not reading.samples:
         raise DataError(f"{folder.folder.name}: no record is left to convert; see the options used")
     samples = sorted(reading.samples, key=sort_key)
-    groups = group_names(samples)
+    groups = group_names(samples, on_hash)
     splits = _splits(samples, groups, options)
     pictures = sorted({sample.image for sample in samples})
     names = {path: image_name(path, folder.folder, options.images) for path in pictures}

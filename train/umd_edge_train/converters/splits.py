@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 
 from umd_edge.errors import DataError
@@ -36,25 +36,35 @@ class _Groups:
         self.parent[self.find(left)] = self.find(right)
 
 
-def _digests(images: Iterable[Path]) -> dict[Path, str]:
+def _digests(
+    images: Iterable[Path], on_progress: Callable[[int, int], None] | None = None
+) -> dict[Path, str]:
     """SHA-256 of the files that may be identical to another: those of a size that occurs twice."""
     sizes = {image: image.stat().st_size for image in set(images)}
     shared = {size for size, count in Counter(sizes.values()).items() if count > 1}
-    return {
-        image: hashlib.sha256(image.read_bytes()).hexdigest()
-        for image, size in sizes.items()
-        if size in shared
-    }
+    chosen = [image for image, size in sizes.items() if size in shared]
+    digests: dict[Path, str] = {}
+    for image in chosen:
+        digests[image] = hashlib.sha256(image.read_bytes()).hexdigest()
+        if on_progress is not None:
+            on_progress(len(digests), len(chosen))
+    return digests
 
 
-def group_names(samples: Sequence[Sample]) -> list[str]:
+def group_names(
+    samples: Sequence[Sample], on_progress: Callable[[int, int], None] | None = None
+) -> list[str]:
     """The name of each sample's group.
+
+    Args:
+        samples: All of a set.
+        on_progress: Called with the number of pictures hashed and of all that are to be.
 
     Raises:
         DataError: A picture cannot be read.
     """
     try:
-        digests = _digests(sample.image for sample in samples)
+        digests = _digests((sample.image for sample in samples), on_progress)
     except OSError as error:
         raise DataError(f"a picture cannot be read ({error.strerror}); check the disk") from error
     groups = _Groups()
