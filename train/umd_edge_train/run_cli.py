@@ -86,35 +86,40 @@ def finetune(**given: Any) -> dict[str, Any]:
 @click.option("--texts", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option(
     "--precision",
-    type=click.Choice(["float32", "bfloat16"]),
+    type=click.Choice(["float32", "bfloat16", "float16"]),
     default="float32",
     show_default=True,
+    help="float16 needs a GPU.",
+)
+@click.option(
+    "--algorithm", type=click.Choice(["adamw", "muon"]), default="adamw", show_default=True
 )
 @json_option
-def bench(
-    preset: tuple[str, ...], steps: int, images: int, texts: int, precision: str, as_json: bool
-) -> None:
+def bench(preset: tuple[str, ...], as_json: bool, **given: Any) -> None:
     """Throughput and memory of a training step of each preset, on generated pictures."""
     from .bench import bench_presets
 
     report = bench_presets(
-        preset,
-        steps=steps,
-        images=images,
-        texts=texts,
-        precision=precision,
-        on_preset=lambda name: click.echo(f"measuring {name}", err=True),
+        preset, **given, on_preset=lambda name: click.echo(f"measuring {name}", err=True)
     )
     if as_json:
         click.echo(json.dumps(report))
         return
+    setting = report["setting"]
+    click.echo(
+        f"on {setting['device']} ({setting['device_name']}), threads: {setting['threads']}, "
+        f"{setting['precision']}, {setting['algorithm']}, {setting['images']} pictures a step; "
+        f"memory: {setting['memory']}"
+    )
     for name, found in report["presets"].items():
-        click.echo(
-            f"{name:<6} {found['parameters'] / 1e6:7.1f} M parameters  "
-            f"fine-tuning {found['finetune']['images_per_second']:8.2f} pictures/s, "
-            f"pre-training {found['pretrain']['images_per_second']:8.2f} pictures/s, "
-            f"peak memory {found['peak_memory_bytes'] / 1e9:.2f} GB"
-        )
+        click.echo(f"{name}  {found['parameters'] / 1e6:.1f} M parameters")
+        for kind in ("finetune", "pretrain"):
+            step, memory = found[kind], found[kind]["peak_memory_bytes"]
+            click.echo(
+                f"  {kind}  {step['images_per_second']:8.2f} pictures/s "
+                f"[{step['low']:.2f}, {step['high']:.2f}]  "
+                + ("peak memory unknown" if memory is None else f"peak {memory / 1e9:.2f} GB")
+            )
 
 
 RUNS: tuple[click.Command, ...] = (pretrain, adapt, finetune, bench)
