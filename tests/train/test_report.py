@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from support import public_sets
 from support.retrieval import captions
@@ -12,11 +13,13 @@ from umd_edge._records import build_examples, read_records
 from umd_edge._retrieval_metrics import evaluate_retrieval, retrieval_items
 from umd_edge._structured import StructuredField
 from umd_edge.errors import DataError
+from umd_edge_train import devices
 from umd_edge_train.checkpoint import Checkpoint, load_checkpoint
 from umd_edge_train.converters import ConvertOptions, convert
 from umd_edge_train.corpus import load_corpus
 from umd_edge_train.evaluate import evaluate_checkpoint
 from umd_edge_train.finetuning import finetune
+from umd_edge_train.models import UMDModel
 from umd_edge_train.recipe import load_recipe, recipe_from_dict
 from umd_edge_train.report import _chance, _Part, append_report, report_split
 from umd_edge_train.split_scheme import split_scheme
@@ -42,6 +45,21 @@ def test_every_task_is_reported_beside_a_baseline(trained: Checkpoint, synth: Pa
     append_report(tmp_path / "LOG.md", "a run", report)
     text = (tmp_path / "LOG.md").read_text(encoding="utf-8")
     assert "| image_to_text_r1 |" in text and "| accuracy |" in text
+
+
+@pytest.mark.parametrize("command", ["evaluate", "report"])
+def test_a_checkpoint_computes_on_the_training_device(
+    trained: Checkpoint, synth: Path, monkeypatch: pytest.MonkeyPatch, command: str
+):
+    moves: list[torch.device] = []
+    gpu = torch.device("cuda", 7)
+    monkeypatch.setattr(devices, "training_device", lambda: gpu)
+    monkeypatch.setattr(UMDModel, "to", lambda _, device: moves.append(device))
+    if command == "report":
+        report_split(trained, synth, "val")
+    else:
+        evaluate_checkpoint(trained, "values", [synth / "values" / "val.jsonl"])
+    assert moves == [gpu, torch.device("cpu")]
 
 
 @pytest.mark.parametrize(

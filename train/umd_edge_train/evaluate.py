@@ -20,8 +20,10 @@ from umd_edge._tokenizer import TextTokenizer
 from umd_edge.errors import DataError, UnknownTaskError
 
 from .checkpoint import Checkpoint
+from .devices import device_of, on_training_device
 from .models import UMDModel
 from .pictures import PictureSource, PictureStore
+from .progress import late_bar
 from .retrieval import evaluate_retrieval_task
 from .split_scheme import split_scheme
 
@@ -53,32 +55,35 @@ def task_logits(
     spec: PreprocessSpec,
     pictures_per_batch: int = 64,
 ) -> tuple[list[Example], Tensor]:
-    """Logits of every example; each picture is encoded once.
+    """Logits of every example, computed on the model's device; each picture is encoded once.
 
     Returns:
-        The examples in the order of the rows, and (N, K) float32.
+        The examples in the order of the rows, and (N, K) float32 on the CPU.
     """
     model.eval()
+    device = device_of(model)
     ordered: list[Example] = []
     rows: list[Tensor] = []
-    for chunk in _chunks(examples, pictures_per_batch):
-        paths = list(dict.fromkeys(example.image_path for example in chunk))
-        pixel_values = store.pixel_values([store.index[path] for path in paths], spec)
-        image_tokens, _ = model.encode_image(pixel_values)
-        position = {path: i for i, path in enumerate(paths)}
-        owner = torch.tensor([position[example.image_path] for example in chunk])
-        ids, mask = tokenizer.encode([example.text for example in chunk])
-        attention_mask = torch.from_numpy(mask)
-        text_tokens, _ = model.encode_text(torch.from_numpy(ids), attention_mask)
-        joint = model.fuse_tokens(
-            image_tokens[owner],
-            text_tokens,
-            attention_mask,
-            torch.from_numpy(np.stack([e.structured_values for e in chunk])),
-            torch.from_numpy(np.stack([e.structured_mask for e in chunk])),
-        )
-        rows.append(model.task_heads[output_name(task.name)](joint))
-        ordered += chunk
+    with late_bar(len(examples), task.name, "record") as bar:
+        for chunk in _chunks(examples, pictures_per_batch):
+            paths = list(dict.fromkeys(example.image_path for example in chunk))
+            pixel_values = store.pixel_values([store.index[path] for path in paths], spec)
+            image_tokens, _ = model.encode_image(pixel_values.to(device))
+            position = {path: i for i, path in enumerate(paths)}
+            owner = torch.tensor([position[example.image_path] for example in chunk])
+            ids, mask = tokenizer.encode([example.text for example in chunk])
+            attention_mask = torch.from_numpy(mask).to(device)
+            text_tokens, _ = model.encode_text(torch.from_numpy(ids).to(device), attention_mask)
+            joint = model.fuse_tokens(
+                image_tokens[owner.to(device)],
+                text_tokens,
+                attention_mask,
+                torch.from_numpy(np.stack([e.structured_values for e in chunk])).to(device),
+                torch.from_numpy(np.stack([e.structured_mask for e in chunk])).to(device),
+            )
+            rows.append(model.task_heads[output_name(task.name)](joint).float().cpu())
+            ordered += chunk
+            bar.update(len(chunk))
     return ordered, torch.cat(rows)
 
 
@@ -115,7 +120,7 @@ def evaluate_checkpoint(
     manifests: Sequence[Path],
     on_unmapped: OnUnmapped | None = None,
 ) -> dict[str, Any]:
-    """Evaluate one task of a checkpoint in float32.
+    """Evaluate one task of a checkpoint in float32, on a GPU where there is one.
 
     Args:
         checkpoint: A loaded checkpoint.
@@ -141,12 +146,14 @@ def evaluate_checkpoint(
         )
     spec = checkpoint.preprocess
     tokenizer = TextTokenizer.from_bytes(checkpoint.tokenizer_json, checkpoint.max_length)
-    if task.kind == "retrieval":
-        metrics = evaluate_retrieval_task(checkpoint.model, found.examples, tokenizer, spec)
-    else:
-        paths = sorted({example.image_path for example in found.examples})
-        store = PictureStore(paths, spec.height, spec.width, spec.coefficient_bits)
-        metrics = evaluate_task(checkpoint.model, task, found.examples, store, tokenizer, spec)
+    model = checkpoint.model
+    with on_training_device(model):
+        if task.kind == "retrieval":
+            metrics = evaluate_retrieval_task(model, found.examples, tokenizer, spec)
+        else:
+            paths = sorted({example.image_path for example in found.examples})
+            store = PictureStore(paths, spec.height, spec.width, spec.coefficient_bits)
+            metrics = evaluate_task(model, task, found.examples, store, tokenizer, spec)
     return {
         "task": task_name,
         "n": len(found.examples),

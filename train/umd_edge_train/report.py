@@ -5,6 +5,7 @@ This is the one way in which a test split is looked at, and each look is logged.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -26,6 +27,7 @@ from umd_edge.errors import DataError
 
 from .checkpoint import Checkpoint, commit
 from .corpus import read_split
+from .devices import on_training_device
 from .evaluate import evaluate_task, find_task
 from .pictures import PictureStore
 from .recipe import Recipe, recipe_from_dict
@@ -164,6 +166,8 @@ def report_split(
 ) -> dict[str, Any]:
     """Metrics and baselines of every task on every data set that it was trained on.
 
+    A checkpoint computes on a GPU where there is one.
+
     Args:
         checkpoint: Its provenance holds the recipe, which names the data sets.
         data: Folder of the data sets.
@@ -185,23 +189,23 @@ def report_split(
     store = PictureStore(paths, spec.height, spec.width, spec.coefficient_bits)
     tokenizer = TextTokenizer.from_bytes(checkpoint.tokenizer_json, checkpoint.max_length)
     tasks: dict[str, Any] = {}
-    for part in parts:
-        if predictor is not None:
-            metrics = _bundle_metrics(predictor, part)
-        elif part.task.kind == "retrieval":
-            metrics = evaluate_retrieval_task(checkpoint.model, part.held_out, tokenizer, spec)
-        else:
-            metrics = evaluate_task(
-                checkpoint.model, part.task, part.held_out, store, tokenizer, spec
-            )
-        baseline = _baseline(part)
-        tasks[part.name] = {
-            "n": len(part.held_out),
-            "dropped": part.dropped,
-            "splits": part.splits,
-            "metrics": {name: value.to_dict() for name, value in metrics.items()},
-            "baseline": {name: value.to_dict() for name, value in baseline.items()},
-        }
+    model = checkpoint.model
+    with contextlib.nullcontext() if predictor is not None else on_training_device(model):
+        for part in parts:
+            if predictor is not None:
+                metrics = _bundle_metrics(predictor, part)
+            elif part.task.kind == "retrieval":
+                metrics = evaluate_retrieval_task(model, part.held_out, tokenizer, spec, store)
+            else:
+                metrics = evaluate_task(model, part.task, part.held_out, store, tokenizer, spec)
+            baseline = _baseline(part)
+            tasks[part.name] = {
+                "n": len(part.held_out),
+                "dropped": part.dropped,
+                "splits": part.splits,
+                "metrics": {name: value.to_dict() for name, value in metrics.items()},
+                "baseline": {name: value.to_dict() for name, value in baseline.items()},
+            }
     return {
         "split": split,
         "commit": commit(),
