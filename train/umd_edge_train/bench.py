@@ -82,7 +82,7 @@ def bench_presets(
             "--precision: 'float16' given, which needs a GPU, and there is none here; 'float32' or "
             "'bfloat16' is allowed"
         )
-    given = {
+    given: dict[str, Any] = {
         "steps": steps,
         "images": images,
         "texts": texts,
@@ -123,7 +123,7 @@ def _measured_apart(kind: Kind, preset: str, given: dict[str, Any]) -> dict[str,
 def _recipe(
     preset: str, *, steps: int, images: int, texts: int, precision: str, algorithm: str
 ) -> Recipe:
-    optim = {
+    optim: dict[str, Any] = {
         "epochs": _WARM_UP + steps,  # of one batch each
         "images_per_batch": images,
         "texts_per_image": texts,
@@ -131,7 +131,7 @@ def _recipe(
         "algorithm": algorithm,
         "learning_rate": 1e-5,  # stays finite at every size
     }
-    task = {
+    task: dict[str, Any] = {
         "name": "vqa",
         "kind": "vqa",
         "datasets": ["generated"],
@@ -157,7 +157,7 @@ def _write_data(folder: Path, recipe: Recipe) -> None:
     sizes, optim = model_config(recipe.model), recipe.optim
     draw, noise = random.Random(0), np.random.default_rng(0)
     shape = (sizes.image_size, sizes.image_size, 3)
-    records = []
+    records: list[dict[str, Any]] = []
     for number in range(optim.images_per_batch):
         image = f"{number}.png"
         Image.fromarray(noise.integers(0, 256, shape, dtype=np.uint8)).save(folder / image)
@@ -173,7 +173,7 @@ def _write_data(folder: Path, recipe: Recipe) -> None:
             for text in range(optim.texts_per_image)
         ]
     letters = itertools.product(string.ascii_lowercase, repeat=4)
-    words = [
+    words: list[dict[str, Any]] = [
         {"word": "".join(word), "non_commercial": False}
         for word in itertools.islice(letters, sizes.vocabulary_size)
     ]
