@@ -116,6 +116,42 @@ def test_coefficients_are_drawn_where_they_are_known(tmp_path: Path, axes: Any):
     assert [list(line.get_xdata()) for line in axes.lines[:2]] == [[1], [1]]
 
 
+def test_losses_of_the_validation_stand_beside_those_of_the_training(tmp_path: Path, axes: Any):
+    history = History(tmp_path, 0)
+    history.add(kind="train", step=1, losses={"loss": 3.0, "mlm_loss": 2.0, "mim_loss": 1.0})
+    for step, loss in ((4, 1.5), (8, 1.25)):
+        metrics = {"mlm_loss": loss, "mim_loss": None, "mlm_accuracy": 0.5, "itm_accuracy": 0.75}
+        tasks = {"reconstruction": {name: {"value": value} for name, value in metrics.items()}}
+        history.add(kind="validation", step=step, tasks=tasks)
+    history._draw_losses(axes)
+    trained, measured = (
+        next(line for line in axes.lines if line.get_label() == name)
+        for name in ("mlm_loss", "mlm_loss, validation")
+    )
+    assert list(measured.get_xdata()) == [4, 8]
+    assert list(measured.get_ydata()) == [1.5, 1.25]
+    assert measured.get_color() == trained.get_color()
+    assert measured.get_linestyle() != trained.get_linestyle()
+    assert len(axes.lines) == 4  # an undefined one is not drawn
+    axes.clear()
+    history._draw_metrics(axes)
+    drawn = [line.get_label() for line in axes.lines]
+    assert drawn == ["reconstruction mlm_accuracy", "reconstruction itm_accuracy"]
+
+
+def test_recall_at_ten_is_drawn_both_ways(tmp_path: Path, axes: Any):
+    history = History(tmp_path, 0)
+    names = ("image_to_text_r1", "image_to_text_r10", "image_to_text_medr", "text_to_image_r10")
+    metrics = {name: {"value": 1.0} for name in names}
+    history.add(kind="validation", step=5, tasks={"captions": metrics})
+    history._draw_metrics(axes)
+    assert [line.get_label() for line in axes.lines] == [
+        "captions image_to_text_r10",
+        "captions text_to_image_r10",
+    ]
+    assert axes.get_ylim()[1] > 1.0  # a perfect one is no part of the frame
+
+
 def test_thirty_curves_look_different_and_keep_their_names(tmp_path: Path, axes: Any):
     history = History(tmp_path, 0)
     names = [f"task{index:02d}" for index in range(30)]

@@ -30,7 +30,9 @@ EXACT = (
 )
 _RUN = """
 import sys
+from datetime import timedelta
 from pathlib import Path
+import torch
 from umd_edge_train.finetuning import finetune
 from umd_edge_train.pretraining import pretrain
 from umd_edge_train.recipe import load_recipe
@@ -38,6 +40,9 @@ from umd_edge_train.recipe import load_recipe
 kind, recipe, data, out, *settings = sys.argv[1:]
 run = {"finetune": finetune, "pretrain": pretrain}[kind]
 run(load_recipe(recipe, tuple(settings)), Path(data), Path(out))
+# process 0 validates alone, and the others wait for it in their next exchange
+group = torch.distributed.group.WORLD._get_backend(torch.device("cpu"))
+assert group.options._timeout >= timedelta(hours=20), group.options._timeout
 """
 
 

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
+
+from umd_edge._evaluation import MetricValue
+from umd_edge._records import Example
+from umd_edge._retrieval_metrics import RetrievalItems, retrieval_items, retrieval_metrics
 
 from .evaluate import evaluate_task
 from .gm_coord import GradientCoordination
 from .losses import SupervisedStep
+from .models import UMDModel
 from .objectives import SupervisedObjective
 from .recipe import Recipe
+from .retrieval import score_items
 from .run import Run, TrainingDivergedError
 
 __all__ = [
@@ -21,6 +30,10 @@ __all__ = [
     "TrainingDivergedError",
     "finetune",
 ]
+
+# As many as the published protocol ranks. More would take longer than an epoch, and the pairs of a
+# large set are too many to be ranked at once.
+_RANKED_RECORDS = 2000
 
 
 class FineTuning(Run):
@@ -30,6 +43,7 @@ class FineTuning(Run):
         super().__init__(recipe, data, out, init)
         self.coordination = GradientCoordination(self.model, recipe.coordination, self.optimizer)
         self._step.observe = self.coordination.observe
+        self._pools: dict[str, RetrievalItems] = {}
 
     def build(self) -> nn.Module:
         """Model and supervised objective."""
@@ -67,8 +81,6 @@ class FineTuning(Run):
         model = self.averaged_model()
         report: dict[str, Any] = {}
         for task, sets in zip(self.corpus.tasks, self.corpus.validation, strict=True):
-            if task.kind == "retrieval":  # ranked by its own evaluation, not by these metrics
-                continue
             examples = [e for s in sets for e in s.examples]
             parts = {"": examples}
             if len(sets) > 1:
@@ -77,9 +89,38 @@ class FineTuning(Run):
             for suffix, part in parts.items():
                 if not part:
                     continue
-                metrics = evaluate_task(model, task, part, self.held_out, self.tokenizer, self.spec)
-                report[task.name + suffix] = {k: v.to_dict() for k, v in metrics.items()}
+                name = task.name + suffix
+                if task.kind == "retrieval":
+                    metrics = self._validate_retrieval(model, name, part)
+                else:
+                    metrics = evaluate_task(
+                        model, task, part, self.held_out, self.tokenizer, self.spec
+                    )
+                report[name] = {k: v.to_dict() for k, v in metrics.items()}
         return report
+
+    def _validate_retrieval(
+        self, model: UMDModel, name: str, examples: Sequence[Example]
+    ) -> dict[str, MetricValue]:
+        if name not in self._pools:  # finding equal pictures reads them all
+            self._pools[name] = retrieval_items(_ranked(name, examples))
+        items = self._pools[name]
+        scores = score_items(model, items, self.held_out, self.tokenizer, self.spec)
+        return retrieval_metrics(items, scores)
+
+
+def _ranked(name: str, examples: Sequence[Example]) -> Sequence[Example]:
+    """The validation records of a retrieval task, or as many of them as are ranked."""
+    if len(examples) <= _RANKED_RECORDS:
+        return examples
+    tqdm.write(
+        f"{name}: validation ranks {_RANKED_RECORDS} of {len(examples)} records, the same ones in "
+        "every run; `umd-edge-train evaluate` and `report` rank all",
+        file=sys.stderr,
+    )
+    # not by the recipe's seed: arms and seeds are compared by these figures
+    rows = np.random.default_rng(0).choice(len(examples), _RANKED_RECORDS, replace=False)
+    return [examples[row] for row in sorted(rows.tolist())]
 
 
 def finetune(

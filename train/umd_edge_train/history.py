@@ -16,8 +16,11 @@ _DRAWN = (
     "closed_accuracy",
     "balanced_accuracy",
     "macro_auroc",
+    "image_to_text_r10",
+    "text_to_image_r10",
     "mlm_accuracy",
     "itm_accuracy",
+    "contrast_accuracy",
 )
 # After ten curves the colours come again, with other dashes.
 _DASHES = ("-", "--", ":", "-.", (0, (8, 2, 1, 2, 1, 2)))
@@ -54,8 +57,9 @@ class History:
             handle.write(json.dumps(record, sort_keys=True) + "\n")
 
     def draw(self, path: Path) -> None:
-        """Write the learning curves as a PNG: training losses above, validation metrics below.
+        """Write the learning curves as a PNG: losses above, validation metrics below.
 
+        Losses of the validation, which a pre-training has, stand beside those of the training.
         A run that coordinates its modalities also gets `coordination.png` in the same folder: ratio
         of the modalities' scores above, their coefficients below.
         """
@@ -72,26 +76,40 @@ class History:
             points = [(r["step"], r["losses"][name]) for r in train if name in r["losses"]]
             width = 2.2 if name == "loss" else 1.2
             axes.plot(*_smoothed(points), label=name, linewidth=width, **_style(index))
+        validated = self._validated(lambda metric: metric in names)
+        for (_, name), points in validated.items():
+            style = {**_style(names.index(name)), "linestyle": ":", "marker": "o", "markersize": 3}
+            axes.plot(*zip(*points, strict=True), label=f"{name}, validation", **style)
         positive = any(loss > 0.0 for record in train for loss in record["losses"].values())
         scale = "log" if positive else "linear"
-        axes.set(ylabel="training loss (smoothed)", yscale=scale, title="Learning curves")
+        axes.set(ylabel="loss (training: smoothed)", yscale=scale, title="Learning curves")
         _finish(axes)
 
     def _draw_metrics(self, axes: Any) -> None:
-        evaluations = [record for record in self.records if record["kind"] == "validation"]
-        lines: dict[str, list[tuple[int, float]]] = {}
-        for record in evaluations:
-            for task, metrics in record["tasks"].items():
-                for name in _DRAWN:
-                    value = metrics.get(name, {}).get("value")
-                    if value is not None:
-                        lines.setdefault(f"{task} {name}", []).append((record["step"], value))
-        for index, (name, points) in enumerate(lines.items()):
+        lines = self._validated(lambda metric: metric in _DRAWN)
+        for index, ((task, name), points) in enumerate(lines.items()):
+            label = f"{task} {name}"
             axes.plot(
-                *zip(*points, strict=True), marker="o", markersize=3, label=name, **_style(index)
+                *zip(*points, strict=True), marker="o", markersize=3, label=label, **_style(index)
             )
-        axes.set(xlabel="optimiser step", ylabel="validation metric", ylim=(0.0, 1.0))
+        # what has reached 1 stays in sight
+        axes.set(xlabel="optimiser step", ylabel="validation metric", ylim=(-0.02, 1.02))
         _finish(axes)
+
+    def _validated(
+        self, wanted: Callable[[str], bool]
+    ) -> dict[tuple[str, str], list[tuple[int, float]]]:
+        """(task, metric) -> steps and values of the validation metrics of these names."""
+        found: dict[tuple[str, str], list[tuple[int, float]]] = {}
+        for record in self.records:
+            if record["kind"] != "validation":
+                continue
+            for task, metrics in record["tasks"].items():
+                for name, metric in metrics.items():
+                    if wanted(name) and metric.get("value") is not None:
+                        points = found.setdefault((task, name), [])
+                        points.append((record["step"], metric["value"]))
+        return found
 
     def _draw_ratio(self, axes: Any) -> None:
         self._draw_coordinated(axes, ("ratio_text",))

@@ -17,12 +17,13 @@ import copy
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import gather_object
+from accelerate.utils import InitProcessGroupKwargs, gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -52,6 +53,11 @@ def _leave_group() -> None:
         torch.distributed.destroy_process_group()
 
 
+# How long a process waits for the others. Process 0 validates alone meanwhile: of a large model's
+# retrieval that is minutes on a fast GPU and half a day on processors, and by default the others
+# would give up, and end the run, after 10 minutes (NCCL) or 30 (gloo). A process that dies is
+# noticed without this: its launcher ends the others.
+_PATIENCE = timedelta(days=1)
 # Pictures are kept this much larger than the model's input, so that a crop has pixels to spare.
 _STORE_SCALE = 1.25
 
@@ -70,7 +76,10 @@ class Run(ABC):
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),
             mixed_precision="fp16" if self.optim.precision == "float16" else "no",
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(find_unused_parameters=True),
+                InitProcessGroupKwargs(timeout=_PATIENCE),
+            ],
         )
         inputs = read_inputs(recipe, data, init)
         self.parent, self.corpus = inputs.parent, inputs.corpus
@@ -239,13 +248,17 @@ class Run(ABC):
     # --- evaluation --------------------------------------------------------------------------
 
     def averaged_model(self) -> UMDModel:
-        """A copy of the model with the averaged weights, on the CPU; sharded: while validating."""
+        """A copy of the model with the averaged weights, on the run's device.
+
+        Of a sharded run, only while validating.
+        """
         if self.sharding:
-            return cast(UMDModel, self.sharding.model_with(self.average.tensors)).eval()
+            whole = self.sharding.model_with(self.average.tensors)
+            return cast(UMDModel, whole).to(self.accelerator.device).eval()
         model = copy.deepcopy(self.model)
         if self.optim.average_decay > 0:
             model.load_state_dict(self.average.tensors, strict=True)
-        return model.cpu().eval()
+        return model.eval()
 
     # --- the whole run --------------------------------------------------------------------------
 

@@ -206,6 +206,8 @@ class Sharding:
             yield
         finally:
             average.tensors = parts
+            if self._whole is not None:  # wherever it has validated
+                self._whole.cpu()
             self._root.reset_iter_state()
             for group in (*self._groups, self._root):
                 group.reshard()
