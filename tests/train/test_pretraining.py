@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from support.training import write_recipe
 from umd_edge.errors import UsageError
-from umd_edge_train.checkpoint import load_checkpoint, load_weights
+from umd_edge_train.checkpoint import CheckpointError, load_checkpoint, load_weights
+from umd_edge_train.config import ModelConfig
 from umd_edge_train.finetuning import finetune
+from umd_edge_train.objectives import PairBatch, PairFeatures
 from umd_edge_train.pretraining import PreTraining, adapt, pretrain
 from umd_edge_train.recipe import Recipe, load_recipe
 
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = ROOT / "train" / "recipes"
 QUIET = ("run.evaluate_every_epochs=1000", "augment.scale=0.0")
 SWITCHES = {
     "released": ("reconstruction.teacher_init=random", "reconstruction.teacher_update=micro_batch"),
@@ -211,6 +218,87 @@ def test_fine_tuning_starts_from_a_pretraining(
 def test_adapt_without_a_checkpoint_says_what_is_missing(synth: Path, tmp_path: Path):
     with pytest.raises(UsageError, match="--init"):
         adapt(_recipe(tmp_path, "questions"), synth, tmp_path / "run", init=None)
+
+
+def test_adapt_to_several_sets_is_refused_before_anything_is_read(tmp_path: Path):
+    recipe = _recipe(tmp_path, "questions", "shapes")
+    told = r"datasets\.path: \['questions', 'shapes'\] given.*adapt to each in a run of its own"
+    with pytest.raises(UsageError, match=told):
+        adapt(recipe, tmp_path / "absent", tmp_path / "run", init=tmp_path / "absent")
+    assert not (tmp_path / "run").exists()
+
+
+def test_adapt_takes_several_parts_of_one_set(
+    pretrained: tuple[Recipe, Path], synth: Path, tmp_path: Path
+):
+    _, parent = pretrained
+    settings = ("datasets.1.path=./questions/", "optim.epochs=1")
+    recipe = _recipe(tmp_path, "questions", "captions", settings=settings)
+    assert [dataset.path for dataset in recipe.datasets] == ["questions", "./questions/"]
+    adapt(recipe, synth, tmp_path / "run", init=parent / "final")
+    assert (tmp_path / "run" / "final").is_dir()
+
+
+EXAMPLE = re.search(
+    r"```python\n([^`]*class ConVIRT[^`]*)```",
+    (ROOT / "docs" / "training.md").read_text(encoding="utf-8"),
+)
+
+
+def test_the_objective_in_the_docs_trains_as_it_stands(
+    synth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    assert EXAMPLE
+    _recipe(tmp_path, "captions")  # recipe.toml
+    (tmp_path / "data").symlink_to(synth, target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(EXAMPLE[1], "docs/training.md", "exec"), names)
+    losses = [part["convirt_loss"] for part in _losses(Path("runs/own"))]
+    assert losses[-1] < losses[0]
+    final = Path("runs/own/final")
+    assert load_checkpoint(final).provenance["objectives"] == ["convirt"]
+    heads = load_weights(final / "state", "kept")
+    assert {n for n in heads if "convirt" in n} == {
+        f"further.convirt_loss.{side}_head.{part}"
+        for side in ("image", "text")
+        for part in ("weight", "bias")
+    }
+
+
+class _Counting(nn.Module):
+    """A loss that stays 1 and needs no weight."""
+
+    def __init__(self, sizes: ModelConfig) -> None:
+        super().__init__()
+
+    def forward(self, batch: PairBatch, features: PairFeatures) -> Tensor:
+        return features.clean.text_global.sum() * 0.0 + 1.0
+
+
+def test_a_run_is_resumed_with_the_objectives_that_it_was_begun_with(
+    pretrained: tuple[Recipe, Path], synth: Path, tmp_path: Path
+):
+    _, parent = pretrained
+    recipe = _recipe(tmp_path, "questions", settings=("run.checkpoint_every_steps=1",))
+    out, init = tmp_path / "run", parent / "final"
+
+    def stop(step: int) -> None:
+        if step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        adapt(recipe, synth, out, init=init, on_step=stop, objectives={"own": _Counting})
+    assert [part["own_loss"] for part in _losses(out)] == [1.0, 1.0]
+    with pytest.raises(UsageError, match=r"objectives: \[\] given.*begun with \['own'\]"):
+        adapt(recipe, synth, out, init=init, resume=True)
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("proof-adapt-*.toml")), ids=lambda p: p.stem)
+def test_the_projects_own_adaptations_are_to_one_set(recipe: Path, tmp_path: Path):
+    # past the check, and stopped by the checkpoint that is not there
+    with pytest.raises(CheckpointError):
+        adapt(load_recipe(recipe), tmp_path, tmp_path / "run", init=tmp_path / "absent")
 
 
 def test_a_mask_that_leaves_no_patch_is_refused(synth: Path, tmp_path: Path):

@@ -22,11 +22,12 @@ from umd_edge_train.models import UMDModel
 from umd_edge_train.models.decoders import MIMDecoder
 from umd_edge_train.momentum_teacher import MomentumTeacher
 from umd_edge_train.objectives import (
+    CleanFeatures,
     MultiLevelReconstruction,
     PairBatch,
+    PairFeatures,
     ReconstructionConfig,
 )
-from umd_edge_train.objectives.base import PairFeatures
 from umd_edge_train.objectives.feature_mim import FeatureMIM
 from umd_edge_train.objectives.feature_mlm import FeatureMLM
 from umd_edge_train.objectives.itm import draw_matches, itm_loss
@@ -42,6 +43,7 @@ def _features() -> PairFeatures:
     order = torch.stack([torch.randperm(N) for _ in range(B)])
     targets = torch.tensor([[-100, 7, -100, 9, -100], [-100] * 5, [3, -100, -100, -100, -100]])
     return PairFeatures(
+        clean=CleanFeatures(minute_model(), _batch()),
         keep=order[:, :K].sort(dim=1).values,
         removed=order[:, K:].sort(dim=1).values,
         targets=targets,
@@ -452,6 +454,135 @@ def test_one_batch_can_be_learnt():
     assert set(losses[0]) == NAMES
     for name, first in losses[0].items():
         assert losses[-1][name] < 0.3 * first, (name, losses[0], losses[-1])
+
+
+# --- clean features and further objectives -----------------------
+
+
+@pytest.mark.parametrize("stem", ["conv", "patch"])
+def test_clean_features_are_those_of_the_encoders_in_the_shapes_they_say(stem: str):
+    model = minute_model(minute_config(image_size=64, vision__stem=stem)).eval()
+    batch, sizes = random_pairs(3), model.config
+    clean = CleanFeatures(model, batch)
+    tokens, image = model.encode_image(batch.pixel_values)
+    words, text = model.encode_text(batch.input_ids, batch.attention_mask)
+    rows, columns = clean.grid
+    assert (rows, columns) == (4, 4)
+    assert torch.equal(clean.image_tokens, tokens)
+    assert torch.equal(clean.image_patches, tokens[:, 1 : 1 + rows * columns])
+    assert clean.image_patches.shape == (3, 16, sizes.vision.hidden_size)
+    assert tokens.shape[1] == 1 + 16 + (stem == "conv")
+    assert torch.equal(clean.text_tokens, words)
+    assert clean.text_tokens.shape == (3, 10, sizes.text.hidden_size)
+    assert torch.equal(clean.image_embedding, image)
+    assert torch.equal(clean.text_embedding, text)
+    for unit, projection, whole in (
+        (image, model.image_embedding, clean.image_global),
+        (text, model.text_embedding, clean.text_global),
+    ):
+        assert whole.shape == (3, projection.in_features)
+        torch.testing.assert_close(nn.functional.normalize(projection(whole)), unit)
+
+
+class _Asking(nn.Module):
+    """Reads what `names` says of the clean features, twice; keeps what it was given."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        self.names = names
+        self.given: list[Tensor] = []
+
+    def forward(self, batch: PairBatch, features: PairFeatures) -> Tensor | None:
+        self.given = [getattr(features.clean, name) for name in self.names * 2]
+        return sum((given.float().square().mean() for given in self.given), torch.zeros(()))
+
+
+def _with_further(itm: bool, **objectives: nn.Module) -> MultiLevelReconstruction:
+    model = minute_model(minute_config(image_size=64))
+    config = ReconstructionConfig(decoder_layers=1)
+    return MultiLevelReconstruction(model, config, VOCABULARY, itm=itm, objectives=objectives)
+
+
+@pytest.mark.parametrize("itm", [True, False])
+def test_each_encoder_runs_once_a_step_for_all_who_ask_and_not_for_nobody(itm: bool):
+    whole: list[str] = []
+    names = ("image_tokens", "image_global", "text_global", "text_embedding")
+    for asked in ((), names[:2], names):
+        objective = _with_further(itm, one=_Asking(*asked), other=_Asking(*asked)).train()
+        whole.clear()
+        model, batch = objective.model, random_pairs(4)
+        model.vision_encoder.register_forward_hook(
+            lambda _, inputs, output: whole.append("image") if inputs[-1] is None else None
+        )
+        model.text_encoder.register_forward_hook(
+            lambda _, inputs, output, ids=batch.input_ids: (
+                whole.append("text") if inputs[0] is ids else None
+            )
+        )
+        output = objective(batch, rng())
+        needed = [["image", "text"], ["image"], []][2 - len(asked) // 2 if not itm else 0]
+        assert sorted(whole) == needed
+        one, other = (objective.further[f"{name}_loss"].given for name in ("one", "other"))
+        assert all(torch.equal(mine, yours) for mine, yours in zip(one, other, strict=True))
+        assert output.loss.requires_grad
+
+
+def test_who_asks_without_a_graph_takes_it_from_no_other():
+    model, batch = minute_model(minute_config(image_size=64)), random_pairs(2)
+    clean = CleanFeatures(model, batch)
+    names = ("image_global", "image_tokens", "text_tokens", "text_embedding")
+    with torch.no_grad():
+        first = [getattr(clean, name) for name in names]
+        without = CleanFeatures(model, batch)
+    again = [getattr(clean, name) for name in names]
+    assert all(mine is yours for mine, yours in zip(first, again, strict=True))
+    assert all(tensor.requires_grad for tensor in again)
+    assert not any(getattr(without, name).requires_grad for name in names)
+
+
+def test_a_further_objective_teaches_the_encoders_and_counts_as_it_is():
+    objective = _with_further(False, own=_Asking("image_patches", "text_tokens")).train()
+    output = objective(random_pairs(4), rng())
+    parts, weights = output.parts, {**objective.config.weights, "own_loss": 1.0}
+    wanted = sum(weights[name] * float(part.detach()) for name, part in parts.items())
+    assert float(output.loss.detach()) == pytest.approx(wanted, rel=1e-5)
+    towers = (objective.model.vision_encoder, objective.model.text_encoder)
+    first = [next(p for p in tower.parameters() if p.ndim > 1) for tower in towers]
+    assert all(g.abs().max() > 0.0 for g in torch.autograd.grad(parts["own_loss"], first))
+
+
+def test_further_objectives_leave_the_other_losses_as_they_are():
+    torch.manual_seed(0)
+    alone = _with_further(True).eval()
+    beside = _with_further(True, own=_Asking("text_global")).eval()
+    weights = {n: t for n, t in alone.state_dict().items() if not n.startswith("further.")}
+    beside.load_state_dict(weights, strict=True)
+    with torch.no_grad():
+        given, own = (o(random_pairs(4), rng()).parts for o in (beside, alone))
+    assert set(given) - set(own) == {"own_loss"}
+    assert all(torch.equal(given[name], part) for name, part in own.items())
+
+
+class _Returning(nn.Module):
+    def __init__(self, loss: Tensor | None) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, batch: PairBatch, features: PairFeatures) -> Tensor | None:
+        return self.loss
+
+
+def test_a_further_objective_may_have_nothing_for_a_batch_but_no_loss_of_each_pair():
+    none = _with_further(False, own=_Returning(None))(random_pairs(2), rng())
+    assert "own_loss" not in none.parts
+    with pytest.raises(ValueError, match=r"own_loss: \(2,\) given; a scalar is needed"):
+        _with_further(False, own=_Returning(torch.ones(2)))(random_pairs(2), rng())
+
+
+@pytest.mark.parametrize("name", ["mim", "contrast", "a.b", "", "two words"])
+def test_a_further_objective_needs_a_name_of_its_own(name: str):
+    with pytest.raises(UsageError, match=rf"objectives: '{name}' given; letters"):
+        _with_further(False, **{name: _Returning(None)})
 
 
 # --- teacher ---------------------------------------

@@ -8,9 +8,10 @@ another task has a text for is shown with that. Source: UMD (arXiv 2404.06057).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from umd_edge.errors import UsageError
 
 from .batches import Batch, Picture
 from .checkpoint import load_weights
+from .config import ModelConfig
 from .losses import Precision, autocast
 from .masking import NO_WORD, Vocabulary, word_ids
 from .objectives import MultiLevelReconstruction, PairBatch
@@ -29,11 +31,14 @@ from .pictures import PictureSource
 from .recipe import Recipe
 from .run import Run
 
-__all__ = ["adapt", "pretrain"]
+__all__ = ["Objectives", "adapt", "pretrain"]
 
 _STUDENT = "model."
 _TEACHER = "teacher."
 _VALIDATED_PER_BATCH = 64
+
+Objectives = Mapping[str, Callable[[ModelConfig], nn.Module]]
+"""Name -> what builds a further objective from the model's sizes."""
 
 
 class _PairStep(nn.Module):
@@ -77,14 +82,24 @@ class PreTraining(Run):
     """A self-supervised run; `itm` says whether image-text matching takes part."""
 
     def __init__(
-        self, recipe: Recipe, data: Path, out: Path, init: Path | None, *, itm: bool
+        self,
+        recipe: Recipe,
+        data: Path,
+        out: Path,
+        init: Path | None,
+        *,
+        itm: bool,
+        objectives: Objectives | None = None,
     ) -> None:
         self.itm = itm
+        self._further = objectives or {}
         self._init_state = init / "state" if init else None
         # one text for each picture: a pair is masked as a whole
         super().__init__(
             replace(recipe, optim=replace(recipe.optim, texts_per_image=1)), data, out, init
         )
+        if self._further:
+            self.checkpoint.provenance["objectives"] = sorted(self._further)
 
     def training_pictures(self) -> list[Picture]:
         """Those of the corpus, each with its texts where it has any."""
@@ -98,8 +113,13 @@ class PreTraining(Run):
 
     def build(self) -> nn.Module:
         """The model with the heads, the decoder and the teacher of the objective."""
+        sizes = self.model.config
         self.objective = MultiLevelReconstruction(
-            self.model, self.recipe.reconstruction, Vocabulary.of(self.tokenizer), itm=self.itm
+            self.model,
+            self.recipe.reconstruction,
+            Vocabulary.of(self.tokenizer),
+            itm=self.itm,
+            objectives={name: make(sizes) for name, make in self._further.items()},
         )
         self._continue_heads()
         return self._pair_step()
@@ -135,6 +155,25 @@ class PreTraining(Run):
         """Move the teacher."""
         if self.recipe.reconstruction.teacher_update == "step":
             self.objective.update_teacher()
+
+    def execute(
+        self, *, resume: bool = False, on_step: Callable[[int], None] | None = None
+    ) -> dict[str, Any]:
+        """See `Run.execute`; a run is resumed with the further objectives that it was begun with.
+
+        Raises:
+            UsageError: Those given are others.
+        """
+        given = sorted(self._further)
+        saved = sorted((self.out / "checkpoints").glob("step-*/provenance.json"))
+        if resume and saved:
+            begun = json.loads(saved[-1].read_text(encoding="utf-8")).get("objectives", [])
+            if begun != given:
+                raise UsageError(
+                    f"objectives: {given} given, and the run in {str(self.out)!r} was begun with "
+                    f"{begun}; resume with the same, or start in another folder"
+                )
+        return super().execute(resume=resume, on_step=on_step)
 
     @torch.no_grad()
     def validate(self) -> dict[str, Any]:
@@ -181,6 +220,7 @@ def pretrain(
     init: Path | None = None,
     resume: bool = False,
     on_step: Callable[[int], None] | None = None,
+    objectives: Objectives | None = None,
 ) -> dict[str, Any]:
     """MR-Pretrain: masked picture and text at the level of data and of features, and matching.
 
@@ -191,6 +231,7 @@ def pretrain(
         init: Checkpoint whose weights the model starts from.
         resume: Continue the run in `out`, with the losses of a run that was never stopped.
         on_step: Called after each optimiser step with its number.
+        objectives: Further ones; see `MultiLevelReconstruction`. The provenance keeps their names.
 
     Returns:
         Validation losses and accuracies at the end.
@@ -200,8 +241,18 @@ def pretrain(
         DataError: The data do not fit the recipe.
         TrainingDivergedError: The loss is not finite.
     """
-    run = PreTraining(recipe, data, out, init, itm=True)
+    run = PreTraining(recipe, data, out, init, itm=True, objectives=objectives)
     return run.execute(resume=resume, on_step=on_step)
+
+
+def _require_one_set(recipe: Recipe) -> None:
+    paths = list(dict.fromkeys(str(PurePosixPath(d.path)) for d in recipe.datasets))
+    if len(paths) > 1:
+        raise UsageError(
+            f"datasets.path: {paths} given; adapt calibrates to one downstream set: leave the "
+            "others out and adapt to each in a run of its own, or use pretrain with --init for all "
+            "of them (several [[datasets]] of one path are allowed)"
+        )
 
 
 def adapt(
@@ -212,12 +263,15 @@ def adapt(
     init: Path | None,
     resume: bool = False,
     on_step: Callable[[int], None] | None = None,
+    objectives: Objectives | None = None,
 ) -> dict[str, Any]:
     """TD-Calib: `pretrain` without matching, on the train split of one downstream set.
 
     Args, returns and errors as `pretrain`; `init` is needed, since this continues a pre-training.
+    A recipe whose data sets lie at more than one path is refused (`UsageError`).
     """
     if init is None:
         raise UsageError("adapt continues a pre-training; give its checkpoint as --init")
-    run = PreTraining(recipe, data, out, init, itm=False)
+    _require_one_set(recipe)
+    run = PreTraining(recipe, data, out, init, itm=False, objectives=objectives)
     return run.execute(resume=resume, on_step=on_step)

@@ -7,7 +7,8 @@ image-text matching, clean by the student with half of the pictures swapped. Sou
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +20,13 @@ from ..models import UMDModel
 from ..models.decoders import MIMDecoder, MLMHead
 from ..momentum_teacher import MomentumTeacher
 from ..reconstruction_config import ReconstructionConfig
-from .base import ObjectiveOutput, PairBatch, PairFeatures
+from .base import CleanFeatures, ObjectiveOutput, PairBatch, PairFeatures
+from .contrast import batch_contrast
 from .feature_mim import FeatureMIM
 from .feature_mlm import FeatureMLM
-from .itm import draw_matches, itm_loss, same_rows
+from .itm import draw_matches, itm_loss
 from .mim import mim_loss, patch_pixels
 from .mlm import mlm_loss
-from .retrieval import contrastive_loss
 
 __all__ = ["MultiLevelReconstruction", "ReconstructionConfig"]
 
@@ -46,28 +47,6 @@ def _decoder(model: UMDModel, config: ReconstructionConfig) -> MIMDecoder:
     )
 
 
-@dataclass(slots=True)
-class _Clean:
-    """The student's encodings of clean pictures and texts, each made at most once a step."""
-
-    model: UMDModel
-    batch: PairBatch
-    image: tuple[Tensor, Tensor] | None = None
-    text: tuple[Tensor, Tensor] | None = None
-
-    def of_image(self) -> tuple[Tensor, Tensor]:
-        """Tokens and unit embedding of the pictures."""
-        if self.image is None:
-            self.image = self.model.encode_image(self.batch.pixel_values)
-        return self.image
-
-    def of_text(self) -> tuple[Tensor, Tensor]:
-        """Tokens and unit embedding of the texts."""
-        if self.text is None:
-            self.text = self.model.encode_text(self.batch.input_ids, self.batch.attention_mask)
-        return self.text
-
-
 class MultiLevelReconstruction(nn.Module):
     """All losses of a pre-training step, and the heads and the teacher that they need.
 
@@ -79,9 +58,13 @@ class MultiLevelReconstruction(nn.Module):
         config: Settings.
         vocabulary: Of the tokenizer that makes the ids.
         itm: Whether image-text matching takes part: yes in MR-Pretrain, no in TD-Calib.
+        objectives: Further ones by name, each called with a `PairBatch` and its `PairFeatures`. It
+            returns its loss, a scalar with its graph, which is added as it is, or None where the
+            batch has nothing for it. They belong to this module and are saved with it.
 
     Raises:
-        UsageError: The settings do not fit the model.
+        UsageError: The settings do not fit the model, or a further objective has no name of its
+            own.
     """
 
     def __init__(
@@ -91,6 +74,7 @@ class MultiLevelReconstruction(nn.Module):
         vocabulary: Vocabulary,
         *,
         itm: bool,
+        objectives: Mapping[str, nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self.config, self.vocabulary, self.itm = config, vocabulary, itm
@@ -112,6 +96,18 @@ class MultiLevelReconstruction(nn.Module):
         self.teacher: MomentumTeacher | None = None
         if config.has_teacher:
             self.teacher = MomentumTeacher(model, config.teacher_decay, config.teacher_init)
+        self.further = nn.ModuleDict(self._named(objectives or {}))
+
+    def _named(self, objectives: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+        """Further objectives by the names of their losses."""
+        taken = sorted(name.removesuffix("_loss") for name in self.config.weights)
+        for name in objectives:
+            if name in taken or not name.isidentifier():
+                raise UsageError(
+                    f"objectives: {name!r} given; letters, digits and underscores are allowed in "
+                    f"the name of one, other than {taken}"
+                )
+        return {f"{name}_loss": objective for name, objective in objectives.items()}
 
     def _check(self, vocabulary_size: int, num_layers: int) -> None:
         ratio, layer = self.config.image_mask_ratio, self.config.mim_layer
@@ -138,8 +134,9 @@ class MultiLevelReconstruction(nn.Module):
 
     # --- views ----------------------------------------------------------------------------------
 
-    def _masked_views(self, batch: PairBatch, clean: _Clean, rng: torch.Generator) -> PairFeatures:
+    def _masked_views(self, batch: PairBatch, rng: torch.Generator) -> PairFeatures:
         """The student's tokens of masked pictures and texts."""
+        clean = CleanFeatures(self.model, batch)
         model, mask, config = self.model, batch.attention_mask, self.config
         keep, removed = mask_patches(
             len(mask), self.num_patches, config.image_mask_ratio, rng, mask.device
@@ -152,9 +149,10 @@ class MultiLevelReconstruction(nn.Module):
         if config.views == "joint":
             of_image = of_text = model.fusion_states(image, text, mask)
         else:
-            of_image = model.fusion_states(image, clean.of_text()[0], mask)
-            of_text = model.fusion_states(clean.of_image()[0], text, mask)
+            of_image = model.fusion_states(image, clean.text_tokens, mask)
+            of_text = model.fusion_states(clean.image_tokens, text, mask)
         return PairFeatures(
+            clean=clean,
             keep=keep,
             removed=removed,
             targets=targets,
@@ -169,13 +167,15 @@ class MultiLevelReconstruction(nn.Module):
         text, image = self.teacher(batch.pixel_values, batch.input_ids, batch.attention_mask)
         return replace(features, teacher_text=text, teacher_image=image)
 
-    def _match_logits(self, clean: _Clean, picture: Tensor, texts: Tensor) -> Tensor:
+    def _match_logits(
+        self, batch: PairBatch, clean: CleanFeatures, picture: Tensor, texts: Tensor
+    ) -> Tensor:
         """Logits (M,) of the texts (M,) with their pictures (M,), rows of the batch."""
         absent = self.model.match_head.weight.new_zeros(len(texts), self.model.num_fields)
         joint = self.model.fuse_tokens(
-            clean.of_image()[0][picture],
-            clean.of_text()[0][texts],
-            clean.batch.attention_mask[texts],
+            clean.image_tokens[picture],
+            clean.text_tokens[texts],
+            batch.attention_mask[texts],
             absent,
             absent,
         )
@@ -201,28 +201,34 @@ class MultiLevelReconstruction(nn.Module):
         aux = {"keep": features.keep, "targets": features.targets, "mlm_accuracy": accuracy}
         return parts, aux
 
-    def _match(self, batch: PairBatch, clean: _Clean, rng: torch.Generator) -> _Losses:
+    def _match(self, batch: PairBatch, features: PairFeatures, rng: torch.Generator) -> _Losses:
         """Does this picture belong to this text? Nothing where no picture is wrong."""
         picture, counted = draw_matches(batch, rng)
         texts = torch.nonzero(counted).flatten()
         if not len(texts):
             return {}, {}
-        logits = self._match_logits(clean, picture[texts], texts)
+        logits = self._match_logits(batch, features.clean, picture[texts], texts)
         loss, accuracy = itm_loss(logits, picture[texts] == texts)
         return {"itm_loss": loss}, {"itm_accuracy": accuracy}
 
-    def _contrast(self, batch: PairBatch, clean: _Clean) -> _Losses:
-        """Which of the batch's texts belongs to this picture, and which picture to this text?"""
-        rows = torch.nonzero(batch.is_worded).flatten()
-        if not self.config.contrast_weight or len(rows) < 2:
+    def _contrast(self, batch: PairBatch, features: PairFeatures) -> _Losses:
+        found = batch_contrast(batch, features) if self.config.contrast_weight else None
+        if found is None:
             return {}, {}
-        same = same_rows((batch.input_ids * batch.attention_mask)[rows])
-        image, text = (unit[1][rows].float() for unit in (clean.of_image(), clean.of_text()))
-        with torch.autocast(image.device.type, enabled=False):
-            nearest = (image.detach() @ text.detach().T).argmax(dim=1, keepdim=True)
-            loss = contrastive_loss(image, text, same).mean()
-        accuracy = same.gather(1, nearest).float().mean()
-        return {"contrast_loss": loss}, {"contrast_accuracy": accuracy}
+        return {"contrast_loss": found[0]}, {"contrast_accuracy": found[1]}
+
+    def _further(self, batch: PairBatch, features: PairFeatures) -> dict[str, Tensor]:
+        parts: dict[str, Tensor] = {}
+        for name, objective in self.further.items():
+            loss = objective(batch, features)
+            if loss is None:
+                continue
+            if loss.ndim:
+                raise ValueError(
+                    f"{name}: {tuple(loss.shape)} given; a scalar is needed, such as the mean"
+                )
+            parts[name] = loss.float()
+        return parts
 
     def forward(self, batch: PairBatch, rng: torch.Generator) -> ObjectiveOutput:
         """The losses of a batch.
@@ -237,23 +243,24 @@ class MultiLevelReconstruction(nn.Module):
         Returns:
             Parts `mim_loss`, `mlm_loss`, and `feature_mim_loss`, `feature_mlm_loss`, `itm_loss`,
             `contrast_loss` where they take part; a batch in which no picture is wrong, such as one
-            of a single pair, has neither of the last two. Aux: `mlm_accuracy`, `itm_accuracy`,
+            of a single pair, has neither of the last two. Then `<name>_loss` of each further
+            objective. Aux: `mlm_accuracy`, `itm_accuracy`,
             `contrast_accuracy`, `keep` (B, K), `targets` (B, L).
         """
-        clean = _Clean(self.model, batch)
-        features = self._add_teacher(batch, self._masked_views(batch, clean, rng))
+        features = self._add_teacher(batch, self._masked_views(batch, rng))
         parts, aux = self._reconstruct(batch, features)
         if self.itm:
-            for losses in (self._match(batch, clean, rng), self._contrast(batch, clean)):
+            for losses in (self._match(batch, features, rng), self._contrast(batch, features)):
                 parts |= losses[0]
                 aux |= losses[1]
-        if clean.image is None:
+        parts |= self._further(batch, features)
+        if not features.clean.has_image:
             # A quarter of the pictures is enough for a running average.
             self.model.vision_encoder.refresh_statistics(
                 batch.pixel_values[: max(1, len(batch.pixel_values) // 4)]
             )
         weights = self.config.weights
-        loss = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
+        loss = torch.stack([weights.get(name, 1.0) * part for name, part in parts.items()]).sum()
         return ObjectiveOutput(loss, parts, aux)
 
     def update_teacher(self) -> None:
