@@ -143,6 +143,13 @@ def test_texts_are_as_long_as_the_papers(name: str, length: int):
     assert _recipe(name).model["max_length"] == length
 
 
+@pytest.mark.parametrize("name", ["paper-pretrain", *DOWNSTREAM])
+def test_the_teacher_starts_and_moves_as_in_the_released_code(name: str):
+    config = _recipe(name).reconstruction
+    assert (config.teacher_init, config.teacher_update) == ("random", "micro_batch")
+    assert config.teacher_decay == 0.995
+
+
 @pytest.mark.slow
 def test_the_whole_method_runs_with_texts_of_other_lengths(converted: Path, tmp_path: Path):
     small = _small("paper-pretrain")
