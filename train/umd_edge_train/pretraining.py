@@ -31,7 +31,7 @@ from .pictures import PictureSource
 from .recipe import Recipe
 from .run import Run
 
-__all__ = ["Objectives", "adapt", "pretrain"]
+__all__ = ["Objectives", "PreTraining", "adapt", "pretrain"]
 
 _STUDENT = "model."
 _TEACHER = "teacher."
