@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
 from support.training import write_recipe
 from umd_edge.errors import UsageError
 from umd_edge_train.checkpoint import load_checkpoint
+from umd_edge_train.cli import main
 from umd_edge_train.finetuning import finetune
+from umd_edge_train.label_costs import set_label_costs
 from umd_edge_train.objectives import SupervisedObjective
-from umd_edge_train.recipe import load_recipe
+from umd_edge_train.recipe import load_recipe, recipe_from_dict
 from umd_edge_train.run_inputs import read_inputs
 
 _ILL = "tasks.0.label_cost={ill=3.0}"
@@ -62,7 +67,11 @@ def test_what_costs_least_leans_by_the_logarithm(synth: Path, tmp_path: Path):
 
 
 def _mean_logits(run: Path) -> torch.Tensor:
-    model = load_checkpoint(run / "final").model
+    return _mean_logits_of(run / "final")
+
+
+def _mean_logits_of(checkpoint: Path) -> torch.Tensor:
+    model = load_checkpoint(checkpoint).model
     head = next(iter(model.task_heads.values()))
     width = next(p for p in head.parameters() if p.ndim == 2).shape[1]
     with torch.no_grad():
@@ -104,3 +113,65 @@ def test_wrong_settings_are_told(synth: Path, tmp_path: Path, setting: str, told
 def test_questions_have_none(synth: Path, tmp_path: Path):
     with pytest.raises(UsageError, match="only a classification has one, not 'vqa'"):
         _objective(synth, tmp_path, "tasks.0.label_cost={yes=2.0}", kind="questions")
+
+
+# --- a finished checkpoint ----------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(synth: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    recipe = load_recipe(write_recipe(folder, "values"), [_ILL, "optim.epochs=1"])
+    finetune(recipe, synth, folder / "run")
+    return folder / "run" / "final"
+
+
+def _pack(finished: Path, out: Path, *options: str) -> Result:
+    return CliRunner().invoke(main, ["pack", str(finished), "--out", str(out), *options])
+
+
+def test_a_finished_checkpoint_takes_other_costs(finished: Path, tmp_path: Path):
+    done = _pack(finished, tmp_path / "new", "--task", "values", "--label-cost", "ill=6")
+    assert done.exit_code == 0, done.output
+    old, new = load_checkpoint(finished), load_checkpoint(tmp_path / "new")
+    before, after = _mean_logits(finished.parent), _mean_logits_of(tmp_path / "new")
+    # 3 of the recipe is replaced, not multiplied
+    expected = before + math.log(6 / 3) * _ILL_ROW
+    assert torch.allclose(after, expected, atol=2e-3)
+    recipe = recipe_from_dict(new.provenance["recipe"])
+    assert recipe.training_of(0).label_cost == {"ill": 6.0}
+    assert recipe_from_dict(old.provenance["recipe"]).training_of(0).label_cost == {"ill": 3.0}
+
+
+def test_the_costs_of_the_recipe_change_nothing(finished: Path, tmp_path: Path):
+    again = set_label_costs(load_checkpoint(finished), "values", {"ill": 3.0})
+    for name, tensor in load_checkpoint(finished).model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--task", "values"), "belong together"),
+        (("--label-cost", "ill=2"), "belong together"),
+        (("--task", "values", "--label-cost", "ill"), "LABEL=COST"),
+        (("--task", "values", "--label-cost", "ill=much"), "LABEL=COST"),
+        (("--task", "values", "--label-cost", "ill=0"), "above 0"),
+        (("--task", "values", "--label-cost", "ill=nan"), "above 0"),
+        (("--task", "values", "--label-cost", "sick=2"), "['sick'] given"),
+        (("--task", "eyes", "--label-cost", "ill=2"), "'eyes' given"),
+    ],
+)
+def test_wrong_costs_leave_nothing_behind(
+    finished: Path, tmp_path: Path, options: tuple[str, ...], told: str
+):
+    done = _pack(finished, tmp_path / "new", *options)
+    assert done.exit_code == 2
+    assert told in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_without_its_recipe_is_refused(finished: Path):
+    bare = replace(load_checkpoint(finished), provenance={})
+    with pytest.raises(UsageError, match="no recipe of task"):
+        set_label_costs(bare, "values", {"ill": 2.0})

@@ -10,6 +10,7 @@ import click
 
 from umd_edge._program import Program
 from umd_edge._task import OnUnmapped
+from umd_edge.errors import UsageError
 
 from .data_cli import data as data_group
 from .experiments.cli import baseline, grid, results
@@ -110,12 +111,34 @@ def report(
 @main.command()
 @_CHECKPOINT
 @click.option("--out", type=PATH, required=True, help="New checkpoint.")
-def pack(checkpoint: Path, out: Path) -> None:
+@click.option("--task", default="", help="Classification that --label-cost is of.")
+@click.option(
+    "--label-cost",
+    "costs",
+    multiple=True,
+    metavar="LABEL=COST",
+    help="What missing a label costs, in place of what the recipe said; the others cost 1.",
+)
+def pack(checkpoint: Path, out: Path, task: str, costs: tuple[str, ...]) -> None:
     """Write a checkpoint for keeping: half the size, without the optimiser's state."""
     from .checkpoint import load_checkpoint, pack_checkpoint
+    from .label_costs import set_label_costs
 
-    pack_checkpoint(load_checkpoint(checkpoint), out)
+    if bool(task) != bool(costs):
+        raise UsageError("--task and --label-cost belong together; give both or neither")
+    loaded = load_checkpoint(checkpoint)
+    if task:
+        loaded = set_label_costs(loaded, task, dict(map(_cost, costs)))
+    pack_checkpoint(loaded, out)
     click.echo(str(out))
+
+
+def _cost(text: str) -> tuple[str, float]:
+    label, _, number = text.rpartition("=")
+    try:
+        return label, float(number)
+    except ValueError as error:
+        raise UsageError(f"--label-cost {text!r} given; LABEL=COST is needed") from error
 
 
 @main.command()
