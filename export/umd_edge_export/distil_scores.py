@@ -18,6 +18,7 @@ from umd_edge._tokenizer import TextTokenizer
 from umd_edge.errors import DataError
 from umd_edge_train.checkpoint import Checkpoint
 from umd_edge_train.corpus import read_split
+from umd_edge_train.devices import on_training_device
 from umd_edge_train.evaluate import find_task
 from umd_edge_train.experiments.paired import Outcomes, Rankings, Results
 from umd_edge_train.pictures import PictureStore
@@ -171,7 +172,9 @@ def _recalled(checkpoint: Checkpoint, examples: Sequence[Example]) -> FloatArray
     spec, items = checkpoint.preprocess, retrieval_items(examples)
     store = PictureStore(items.images, spec.height, spec.width, spec.coefficient_bits)
     tokenizer = TextTokenizer.from_bytes(checkpoint.tokenizer_json, checkpoint.max_length)
-    scored = score_items(checkpoint.model, items, store, tokenizer, spec, method="embedding")
+    model = checkpoint.model
+    with on_training_device(model):
+        scored = score_items(model, items, store, tokenizer, spec, method="embedding")
     hits = [
         query_ranks(places, pairs) <= _RECALL_AT
         for places, pairs in (

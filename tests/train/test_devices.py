@@ -15,17 +15,20 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from support.training import FIELDS, TASKS, minute_model
+from support.training import FIELDS, TASKS, minute_model, write_recipe
 from umd_edge._preprocess import PreprocessSpec
 from umd_edge._records import Example, build_examples, read_records
 from umd_edge._retrieval_metrics import retrieval_items
 from umd_edge._task import TaskSpec
 from umd_edge._tokenizer import TextTokenizer
+from umd_edge.errors import UsageError
 from umd_edge_train import devices
 from umd_edge_train.devices import device_of, on_training_device, training_device
 from umd_edge_train.evaluate import task_logits
+from umd_edge_train.finetuning import finetune
 from umd_edge_train.models import UMDModel
 from umd_edge_train.pictures import PictureStore
+from umd_edge_train.recipe import load_recipe
 from umd_edge_train.retrieval import score_items
 from umd_edge_train.tokenizer import train_wordpiece
 
@@ -188,3 +191,10 @@ def test_a_model_returns_from_the_training_device_even_after_an_error(
         assert model.moves == [AWAY]
         raise ValueError("broken")
     assert model.moves == [AWAY, torch.device("cpu")]
+
+
+def test_float16_without_a_gpu_is_refused_before_anything_is_read(tmp_path: Path):
+    recipe = load_recipe(write_recipe(tmp_path, "shapes"), ("optim.precision=float16",))
+    with pytest.raises(UsageError, match=r"optim\.precision: 'float16' given.*needs a GPU"):
+        finetune(recipe, tmp_path / "nowhere", tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -27,10 +27,11 @@ import torch
 from PIL import Image
 
 from umd_edge._bench import peak_memory
-from umd_edge.errors import UmdEdgeError, UsageError
+from umd_edge.errors import UmdEdgeError
 
 from .batches import epoch_batches
 from .config import PRESETS, model_config
+from .devices import check_precision
 from .finetuning import FineTuning
 from .pretraining import PreTraining
 from .recipe import Recipe, recipe_from_dict
@@ -77,11 +78,7 @@ def bench_presets(
         UsageError: There is no such preset or setting, or `float16` without a GPU.
         UmdEdgeError: A measurement's process failed, such as for lack of memory.
     """
-    if precision == "float16" and not torch.cuda.is_available():
-        raise UsageError(
-            "--precision: 'float16' given, which needs a GPU, and there is none here; 'float32' or "
-            "'bfloat16' is allowed"
-        )
+    check_precision("--precision", precision)
     given: dict[str, Any] = {
         "steps": steps,
         "images": images,

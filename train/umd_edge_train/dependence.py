@@ -25,6 +25,7 @@ from umd_edge._tokenizer import TextTokenizer
 from umd_edge.errors import UsageError
 
 from .checkpoint import Checkpoint
+from .devices import on_training_device
 from .evaluate import find_task, task_logits
 from .pictures import PictureStore
 
@@ -124,7 +125,8 @@ def withheld_recall(
     recall = {}
     for name, columns in cases.items():
         hidden = [_hide(example, columns) for example in relevant]
-        _, logits = task_logits(checkpoint.model, task, hidden, store, tokenizer, spec)
+        with on_training_device(checkpoint.model):
+            _, logits = task_logits(checkpoint.model, task, hidden, store, tokenizer, spec)
         found = [int(row) in rows for row in logits.argmax(dim=1)]
         recall[name] = float(np.mean(found))
     return recall

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-__all__ = ["device_of", "on_training_device", "training_device"]
+from umd_edge.errors import UsageError
+
+__all__ = ["check_precision", "device_of", "on_training_device", "training_device"]
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -22,6 +24,23 @@ def training_device() -> torch.device:
 
     device: torch.device = PartialState(cpu=not torch.cuda.is_available()).device
     return device
+
+
+def check_precision(place: str, precision: str) -> None:
+    """Refuse what the device here would compute wrong, or not at all.
+
+    Args:
+        place: Option or setting that says it, for the message.
+        precision: `float32`, `bfloat16` or `float16`.
+
+    Raises:
+        UsageError: `float16` on a processor: its gradients are not scaled there.
+    """
+    if precision == "float16" and training_device().type == "cpu":
+        raise UsageError(
+            f"{place}: 'float16' given, which needs a GPU, and there is none here; 'float32' or "
+            "'bfloat16' is allowed"
+        )
 
 
 @contextlib.contextmanager

@@ -32,6 +32,7 @@ from umd_edge.errors import DataError, UsageError
 
 from .batches import Batch, Picture, epoch_batches, pictures_of, steps_per_epoch
 from .checkpoint import write_json
+from .devices import check_precision
 from .divergence import DivergenceWatch, TrainingDivergedError
 from .history import History
 from .losses import attention
@@ -72,6 +73,7 @@ class Run(ABC):
     def __init__(self, recipe: Recipe, data: Path, out: Path, init: Path | None) -> None:
         self.recipe, self.out = recipe, out
         self.optim = recipe.optim
+        check_precision("optim.precision", self.optim.precision)
         # Precision is ours (see `losses.autocast`); of accelerate come devices and processes.
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),

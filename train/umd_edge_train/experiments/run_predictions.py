@@ -14,6 +14,7 @@ from umd_edge._tokenizer import TextTokenizer
 from umd_edge.errors import DataError, UsageError
 
 from ..checkpoint import Checkpoint, load_checkpoint, write_json
+from ..devices import on_training_device
 from ..evaluate import find_task, task_logits
 from ..pictures import PictureStore
 from ..recipe import DatasetConfig, Recipe, recipe_from_dict
@@ -77,11 +78,14 @@ def predict_checkpoint(
     if task.kind == "retrieval":
         items = retrieval_items(found.examples)
         store = PictureStore(items.images, spec.height, spec.width, spec.coefficient_bits)
-        scores = score_items(checkpoint.model, items, store, tokenizer, spec)
+        with on_training_device(checkpoint.model):
+            scores = score_items(checkpoint.model, items, store, tokenizer, spec)
         return retrieval_predictions(task, found.examples, items, scores)
     paths = sorted({example.image_path for example in found.examples})
     store = PictureStore(paths, spec.height, spec.width, spec.coefficient_bits)
-    ordered, logits = task_logits(checkpoint.model, task, found.examples, store, tokenizer, spec)
+    model = checkpoint.model
+    with on_training_device(model):
+        ordered, logits = task_logits(model, task, found.examples, store, tokenizer, spec)
     return predictions_of(task, ordered, probabilities(logits.numpy(), task))
 
 
