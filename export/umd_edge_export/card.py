@@ -10,6 +10,7 @@ from typing import Any
 from umd_edge._manifest import IntendedUse
 from umd_edge._task import TaskSpec
 from umd_edge.errors import DataError
+from umd_edge_train.lineage import distinct_sources
 
 __all__ = ["Metrics", "intended_use", "model_card", "read_metrics", "with_trust_section"]
 
@@ -96,14 +97,35 @@ def _data_section(provenance: Mapping[str, Any]) -> list[str]:
     if not isinstance(data, dict) or not data:
         return ["The checkpoint names no data.", ""]
     lines = ["| source | pictures | records | licences |", "| --- | --- | --- | --- |"]
-    for name in sorted(data):
-        entry = data[name]
+    sources = distinct_sources(data)
+    for name in sorted(sources):
+        entry = sources[name]
         licences = ", ".join(f"{k} ({v})" for k, v in sorted(entry.get("licences", {}).items()))
         pictures, records = entry.get("train_pictures", "?"), entry.get("train_records", "?")
         lines.append(f"| {name} | {pictures} | {records} | {licences or 'not stated'} |")
-    bound = sum(entry.get("non_commercial_records", 0) for entry in data.values())
+    bound = sum(entry.get("non_commercial_records", 0) for entry in sources.values())
     note = f"{bound} of the records are restricted to non-commercial use."
-    return [*lines, "", note if bound else "No record is restricted to non-commercial use.", ""]
+    lines += ["", note if bound else "No record is restricted to non-commercial use."]
+    behind = [name for name, entry in data.items() if "data" in entry]
+    if behind:
+        lines.append(
+            f"The sources of the models behind it ({', '.join(sorted(behind))}) are among these."
+        )
+    return [*lines, ""]
+
+
+def _costs(provenance: Mapping[str, Any]) -> list[str]:
+    """Which labels are decided for sooner than their probability alone asks."""
+    lines = []
+    for table in provenance.get("recipe", {}).get("tasks", ()):
+        costs = table.get("label_cost", {})
+        if costs:
+            listed = ", ".join(f"{label} {cost:g}" for label, cost in costs.items())
+            lines.append(
+                f"* `{table['name']}` leans: missing a label counts as so many of the others "
+                f"({listed}; the rest 1), in its probabilities too."
+            )
+    return ["", *lines] if lines else []
 
 
 def _drift_section(report: Mapping[str, Any]) -> list[str]:
@@ -202,6 +224,7 @@ def model_card(
         more = f" and {len(task.outputs) - 8} more" if len(task.outputs) > 8 else ""
         reads = ", ".join(f"`{path}`" for path in task.reads) or "nothing"
         lines.append(f"| `{task.name}` | {task.kind} | {shown}{more} | {reads} |")
+    lines += _costs(provenance)
     lines += ["", "## Measured accuracy", "", *_metrics_section(metrics)]
     lines += ["## Variants", "", f"In this bundle: {', '.join(sorted(report['sizes']))}.", ""]
     lines += [*_gates_section(report), *_drift_section(report)]

@@ -65,12 +65,6 @@ class Distillation(FineTuning):
         _check(recipe, teachers)
         self._data, self._teachers = data, teachers
         super().__init__(recipe, data, out, init)
-        bound = sum(
-            int(str(entry.get("non_commercial_records", 0)))
-            for entry in self.corpus.sources.values()
-        )
-        provenance = {**self.checkpoint.provenance, "non_commercial": bound > 0}
-        self.checkpoint = replace(self.checkpoint, provenance=provenance)
 
     def build(self) -> nn.Module:
         """Student, losses and teachers."""

@@ -8,9 +8,7 @@ task has no outputs: there they say how similar the pictures and texts of a batc
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +23,7 @@ from umd_edge._task import TaskSpec, output_name
 from umd_edge._tokenizer import TextTokenizer
 from umd_edge.errors import UsageError
 from umd_edge_train.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from umd_edge_train.lineage import ancestor, weights_of
 from umd_edge_train.losses import Precision, autocast
 
 from .distil_data import RecordKey, record_key, without_target
@@ -293,17 +292,7 @@ def teacher_sources(paths: Sequence[Path]) -> dict[str, dict[str, object]]:
     sources: dict[str, dict[str, object]] = {}
     for number, path in enumerate(paths, start=1):
         data = _provenance(path).get("data", {})
-        licences: Counter[str] = Counter()
-        for entry in data.values():
-            licences.update(entry.get("licences", {}))
-        sources[f"teacher {number}"] = {
-            "weights": _digest(path),
-            "licences": dict(licences),
-            **{
-                name: sum(entry.get(name, 0) for entry in data.values())
-                for name in ("train_pictures", "train_records", "non_commercial_records")
-            },
-        }
+        sources[f"teacher {number}"] = ancestor(data, weights_of(path))
     return sources
 
 
@@ -315,10 +304,3 @@ def _provenance(path: Path) -> dict[str, Any]:
             f"teacher {str(path)!r} holds no readable provenance.json; give a whole checkpoint"
         ) from error
     return found
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    for file in sorted(path.glob("model*.safetensors")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()

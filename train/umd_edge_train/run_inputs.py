@@ -16,6 +16,7 @@ from umd_edge._tokenizer import TextTokenizer
 from .checkpoint import Checkpoint, commit, load_checkpoint
 from .config import ModelConfig, model_config
 from .corpus import Corpus, load_corpus
+from .lineage import BEFORE, ancestor, distinct_sources, weights_of
 from .models import UMDModel
 from .recipe import Recipe
 from .split_scheme import split_scheme
@@ -39,12 +40,18 @@ class RunInputs:
     preprocess: PreprocessSpec
     provenance: dict[str, Any] = field(repr=False)
     """All of it but the data."""
+    before: dict[str, Any] = field(repr=False)
+    """What the parent learnt from, as an entry of the data; empty without one."""
 
     def checkpoint(self, model: UMDModel, corpus: Corpus) -> Checkpoint:
         """The checkpoint of a run whose model is this one.
 
         `corpus` is that of the run, whose sources may have grown by those behind its teachers.
         """
+        data = {**corpus.sources, **self.before}
+        bound = sum(
+            int(entry.get("non_commercial_records", 0)) for entry in distinct_sources(data).values()
+        )
         return Checkpoint(
             model=model,
             tokenizer_json=self.tokenizer_json,
@@ -52,7 +59,7 @@ class RunInputs:
             structured_fields=corpus.fields,
             preprocess=self.preprocess,
             max_length=self.config.max_length,
-            provenance={**self.provenance, "data": corpus.sources},
+            provenance={**self.provenance, "data": data, "non_commercial": bound > 0},
         )
 
 
@@ -96,7 +103,14 @@ def read_inputs(recipe: Recipe, data: Path, init: Path | None) -> RunInputs:
             std=recipe.normalise.std,
         ),
         provenance=_provenance(recipe, data, str(init.name) if init else ""),
+        before=_before(parent, init),
     )
+
+
+def _before(parent: Checkpoint | None, init: Path | None) -> dict[str, Any]:
+    if parent is None or init is None:
+        return {}
+    return {BEFORE: ancestor(parent.provenance.get("data", {}), weights_of(init))}
 
 
 def _provenance(recipe: Recipe, data: Path, parent: str) -> dict[str, Any]:
