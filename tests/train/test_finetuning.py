@@ -176,7 +176,8 @@ def test_a_retrieval_task_trains(synth: Path, tmp_path: Path, precision: str):
         "optim.warmup_fraction=0.0",
     )
     recipe = _recipe(tmp_path, "captions", settings=settings)
-    assert finetune(recipe, synth, tmp_path / "run") == {}
+    metrics = finetune(recipe, synth, tmp_path / "run")
+    assert 0.0 <= metrics["captions"]["image_to_text_r10"]["value"] <= 1.0
     losses = [record["captions_loss"] for _, record in sorted(_losses(tmp_path / "run").items())]
     assert sum(losses[-4:]) < sum(losses[:4])
     assert load_checkpoint(tmp_path / "run" / "final").tasks[0].kind == "retrieval"
