@@ -124,7 +124,7 @@ def _resume(run: Run) -> bool:
     provenance = json.loads((folders[-1] / "provenance.json").read_text(encoding="utf-8"))
     if (
         read_settings(folders[-1]) != settings_of(run.checkpoint)
-        or provenance["data"] != run.corpus.sources
+        or provenance["data"] != run.checkpoint.provenance["data"]
     ):
         raise UsageError(
             f"{str(folders[-1])!r} has other data, another model or another vocabulary than "
