@@ -251,9 +251,9 @@ class Selection:
 def select_scaling(records: TaskRecords, folds: int = FOLDS) -> Selection:
     """Choose the scaling by patient-wise cross-fitting.
 
-    A temperature is taken where it lowers the mean negative log-likelihood, a richer scaling where
-    it does so by more than one standard error over patients; neither may raise the Brier score by
-    more than its standard error.
+    A temperature, and then a richer scaling, is taken where it lowers the mean negative
+    log-likelihood by more than one standard error over patients; neither may raise the Brier score
+    by more than its standard error. Logits that mean what they say are left as they are.
     """
     records = with_sums(records)
     kinds = scaling_kinds(records.task)
@@ -270,9 +270,8 @@ def select_scaling(records: TaskRecords, folds: int = FOLDS) -> Selection:
     chosen: ScalingKind = "identity"
     for kind in kinds[1:]:
         gain, error = _gain(nll[chosen] - nll[kind], records.groups)
-        needed = 0.0 if kind == "temperature" else error
         squares, squares_error = _gain(brier[chosen] - brier[kind], records.groups)
-        if gain > needed and squares > -squares_error:
+        if gain > error and squares > -squares_error:
             chosen = kind
     return Selection(
         chosen,

@@ -34,8 +34,11 @@ def test_scores_fall_and_calibration_is_as_good_as_chance_allows(
     figures: dict[str, Any], task: str
 ):
     _, found = figures[task]
-    assert found["after"]["nll"] < found["before"]["nll"]
-    assert found["after"]["brier"] < found["before"]["brier"]
+    if found["scaling"] == "identity":  # nothing to mend: whatever is fitted gains less than chance
+        assert found["after"]["nll"] == pytest.approx(found["before"]["nll"], rel=0.01)
+    else:
+        assert found["after"]["nll"] < found["before"]["nll"]
+        assert found["after"]["brier"] < found["before"]["brier"]
     assert found["after"]["calibration_error"] <= found["after"]["perfect_95"]
 
 
@@ -53,10 +56,11 @@ def test_confidence_puts_wrong_answers_last(figures: dict[str, Any], task: str):
 
 
 @TASKS
-def test_a_temperature_changes_no_decision_and_few_abstain(figures: dict[str, Any], task: str):
+def test_scaling_changes_no_decision_and_few_abstain(figures: dict[str, Any], task: str):
     item, found = figures[task]
-    assert found["scaling"] == "temperature"
+    assert found["scaling"] in ("identity", "temperature")
     before = probabilities(item.records.logits, item.records.task).argmax(axis=1)
     assert (probabilities(item.records.logits, item.task).argmax(axis=1) == before).all()
     assert found["abstention"]["share"] <= 0.2
-    assert found["abstention"]["risk_answered"] < found["abstention"]["risk_all"]
+    if found["abstention"]["share"]:
+        assert found["abstention"]["risk_answered"] < found["abstention"]["risk_all"]
