@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from umd_edge._task import TaskSpec, output_name
+from umd_edge._task import output_name
 from umd_edge.errors import UsageError
 
 from .checkpoint import Checkpoint
 from .evaluate import find_task
+from .objectives.supervised import label_lean
+from .task_training import TaskTraining
 
 __all__ = ["set_label_costs"]
 
@@ -38,7 +39,8 @@ def set_label_costs(checkpoint: Checkpoint, task: str, costs: Mapping[str, float
     spec = find_task(checkpoint.tasks, task, ("classification",))
     provenance: dict[str, Any] = copy.deepcopy(checkpoint.provenance)
     table = _task_table(provenance, task)
-    moves = _log_costs(spec, costs) - _log_costs(spec, table.get("label_cost", {}))
+    TaskTraining(datasets=(), label_cost=dict(costs))  # says which costs are allowed
+    moves = label_lean(spec, costs) - label_lean(spec, table.get("label_cost", {}))
     with torch.no_grad():
         bias = list(checkpoint.model.task_heads[output_name(task)].parameters())[-1]
         bias.add_(moves.to(bias))
@@ -56,13 +58,3 @@ def _task_table(provenance: dict[str, Any], task: str) -> dict[str, Any]:
         f"the checkpoint's provenance holds no recipe of task {task!r}, so its costs are not "
         "known; give a checkpoint of a run"
     )
-
-
-def _log_costs(spec: TaskSpec, costs: Mapping[str, float]) -> torch.Tensor:
-    strangers = sorted(set(costs) - set(spec.outputs))
-    if strangers:
-        raise UsageError(f"labels {strangers} given; task {spec.name!r} has {list(spec.outputs)}")
-    for label, cost in costs.items():
-        if not (math.isfinite(cost) and cost > 0.0):
-            raise UsageError(f"cost {cost:g} of {label!r} given; a finite number above 0 allowed")
-    return torch.tensor([math.log(costs.get(label, 1.0)) for label in spec.outputs])

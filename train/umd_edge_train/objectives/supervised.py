@@ -30,7 +30,13 @@ from ..drawn_texts import DrawnTexts
 from ..recipe import Recipe
 from ..task_training import TaskTraining
 
-__all__ = ["SupervisedObjective", "classification_loss", "multi_label_loss", "vqa_loss"]
+__all__ = [
+    "SupervisedObjective",
+    "classification_loss",
+    "label_lean",
+    "multi_label_loss",
+    "vqa_loss",
+]
 
 _IGNORED = -100
 
@@ -107,7 +113,7 @@ class SupervisedObjective:
         ]
         """Where the wrong texts of each task come from; None: from the batch."""
         self._leans = [
-            _lean(task, training.label_cost)
+            label_lean(task, training.label_cost) if training.label_cost else None
             for task, training in zip(corpus.tasks, self.training, strict=True)
         ]
 
@@ -191,14 +197,12 @@ class SupervisedObjective:
         return classification_loss(logits, targets, weights, training.label_smoothing)
 
 
-def _lean(task: TaskSpec, costs: Mapping[str, float]) -> Tensor | None:
-    """(K,) float32 logarithm of what missing each label costs; None where all cost the same.
+def label_lean(task: TaskSpec, costs: Mapping[str, float]) -> Tensor:
+    """(K,) float32 logarithm of what missing each label costs (`TaskTraining.label_cost`).
 
     Raises:
         UsageError: A label that the task has not, or a task that is no classification.
     """
-    if not costs:
-        return None
     where = f"tasks.label_cost of {task.name!r}"
     if task.kind != "classification":
         raise UsageError(f"{where}: only a classification has one, not {task.kind!r}; leave it out")
