@@ -43,6 +43,7 @@ def facets(
         require_log(log)
     if log is not None:  # before the work: no look goes unlogged for want of permission
         log.open("a", encoding="utf-8").close()
+    predictor = Predictor.load(bundle, threads=threads)
     with tqdm(unit="item", desc="ranking") as bar:
 
         def show(done: int, total: int) -> None:
@@ -50,7 +51,7 @@ def facets(
             bar.update(done - bar.n)
 
         found = compare_with_facets(
-            Predictor.load(bundle, threads=threads),
+            predictor,
             data,
             retrieval_task=task,
             vqa_task=vqa_task,
